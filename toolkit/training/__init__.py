@@ -1,0 +1,1 @@
+"""Training: recipe and images in, checkpoint out."""
