@@ -53,7 +53,9 @@ class Checkpoint:
             network = build_model(self.model, **self.model_args)
             network.load_state_dict(self.weights)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise ToolkitError(f"the checkpoint does not fit the model {self.model!r} that it names: {error}") from error
+            raise ToolkitError(
+                f"the checkpoint does not fit the model {self.model!r} that it names: {error}"
+            ) from error
         return network.eval()
 
 

@@ -1,0 +1,181 @@
+"""How progress and results look on a terminal. Progress is written to stderr; results come back as text."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+if TYPE_CHECKING:
+    from toolkit.deploy.verify import Report
+    from toolkit.training.data import DataStatus
+    from toolkit.training.loop import EpochRecord
+    from toolkit.training.metrics import Metrics
+    from toolkit.training.recipe import Recipe
+
+LONG_RUN = 15 * 60  # seconds from which on a run's first lines say how long it will take
+SECONDS_BEFORE_ESTIMATE = 5.0  # of steps, so that warming up does not distort the estimate much
+
+
+class TrainingDisplay:
+    """Progress of a run: a live line on a terminal, and a plain line for each epoch anywhere.
+
+    Args:
+        recipe: for the number of epochs.
+        suggest_fast: name the shorter preset where the run will take long.
+    """
+
+    def __init__(self, recipe: "Recipe", *, suggest_fast: bool) -> None:
+        self.epochs = recipe.epochs
+        self.suggest_fast = suggest_fast
+        self.console = Console(stderr=True, highlight=False)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.task: TaskID = self.bar.add_task("", total=None, speed="")
+        self.epochs_done: int | None = None  # not known before the first record when a run is resumed
+        self.start: float | None = None  # of the steps of the epoch that is running
+        self._first_done = self._last_done = 0
+        self.estimated = False
+
+    def __enter__(self) -> "TrainingDisplay":
+        self.bar.start()
+        self._print("epoch   loss   train acc   val acc   learning rate   images/s   time left")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def step(self, done: int, images: int) -> None:
+        """Called after each step with the images done in this epoch, and those it has in all."""
+        if self.start is None or done < self._last_done:
+            self.start, self._first_done = time.perf_counter(), done
+        self._last_done = done
+        speed = (done - self._first_done) / max(time.perf_counter() - self.start, 1e-9)
+        epoch = "" if self.epochs_done is None else f" {self.epochs_done + 1}/{self.epochs}"
+        self.bar.update(
+            self.task, completed=done, total=images, description=f"epoch{epoch}", speed=f"{speed:,.0f} images/s"
+        )
+        if not self.estimated and time.perf_counter() - self.start > SECONDS_BEFORE_ESTIMATE:
+            self.estimated = True
+            self._say_how_long(images * self.epochs / speed)
+
+    def _say_how_long(self, seconds: float) -> None:
+        if self.suggest_fast and seconds > LONG_RUN:
+            self._print(f"These {self.epochs} epochs will take about {_duration(seconds)} on this machine. ")
+            self._print("A shorter way to 91% is the preset `fast`: cifar train --recipe fast")
+
+    def epoch(self, record: "EpochRecord") -> None:
+        """Print the line of an epoch that has ended."""
+        self.epochs_done = record.epoch
+        validation = "-" if record.val_accuracy is None else f"{record.val_accuracy:.2%}"
+        self._print(
+            f"{record.epoch:>3}/{self.epochs:<3}{record.train_loss:>6.3f}{record.train_accuracy:>11.2%}{validation:>11}"
+            f"{record.learning_rate:>14.5f}{record.images_per_second:>12,.0f}"
+            f"{_duration((self.epochs - record.epoch) * record.seconds):>13}"
+        )
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+
+
+@contextmanager
+def download_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress callback for a download: what is happening, bytes so far, bytes in all. Shows nothing until called."""
+    console = Console(stderr=True, highlight=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    tasks: dict[str, TaskID] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            console.print(what, markup=False, soft_wrap=True)
+            tasks[what] = bar.add_task("", total=total)
+            bar.start()
+        bar.update(tasks[what], completed=done)
+
+    try:
+        yield progress
+    finally:
+        bar.stop()
+
+
+def run_lines(path: Path, summary: dict[str, Any]) -> str:
+    """The final figures of a run, in a few lines."""
+    best, last = summary["best"], summary["last"]
+    lines = [f"Run          {path}", f"Model        {summary['model']}, {summary['parameters']:,} parameters"]
+    if best["validation"]:
+        lines.append(f"Best epoch   {best['epoch']}, validation accuracy {best['validation']['accuracy']:.2%}")
+        lines.append(
+            f"Last epoch   {summary['epochs']}, validation accuracy {last['val_accuracy']:.2%}, training accuracy "
+            f"{last['train_accuracy']:.2%}, generalisation gap {100 * last['generalisation_gap']:.2f} points"
+        )
+    else:
+        lines.append(f"Last epoch   {summary['epochs']}, training accuracy {last['train_accuracy']:.2%}")
+        lines.append("Validation   none: trained on all images, the last epoch is kept")
+    lines.append(f"Time         {_duration(summary['training_seconds'])} of training on {summary['device']}")
+    return "\n".join(lines)
+
+
+def metrics_lines(metrics: "Metrics") -> str:
+    """Accuracy, loss and calibration, each class's accuracy, and the confusion matrix."""
+    names, width = metrics.class_names, max(len(name) for name in metrics.class_names) + 2
+    lines = [
+        f"Accuracy           {metrics.accuracy:.2%} ({metrics.correct:,} of {metrics.images:,} images)",
+        f"Loss               {metrics.loss:.4f} nats",
+        f"Calibration error  {metrics.calibration_error:.4f}",
+        "",
+        f"{'true class':<{width}}{'accuracy':>9}   taken for " + " ".join(f"{name[:6]:>6}" for name in names),
+    ]
+    for (name, accuracy), row in zip(metrics.per_class_accuracy.items(), metrics.confusion, strict=True):
+        shown = "-" if accuracy is None else f"{accuracy:.2%}"
+        lines.append(f"{name:<{width}}{shown:>9}             " + " ".join(f"{count:>6}" for count in row))
+    return "\n".join(lines)
+
+
+def report_lines(report: "Report") -> str:
+    """Each figure of the gate beside its limit."""
+    rows = [("check", "found", "limit", "")]
+    for check in report.checks:
+        outcome = {True: "passed", False: "REJECTED", None: "not checked"}[check.passed]
+        rows.append((check.name, str(check.found), str(check.limit), outcome))
+    widths = [max(len(row[column]) for row in rows) + 2 for column in range(3)]
+    return "\n".join("".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)) for row in rows)
+
+
+def data_lines(status: "DataStatus") -> str:
+    """Which data are there, and whether they are whole."""
+    if status.folder is None:
+        return f"demo: {status.train_count:,} training and {status.test_count:,} test pictures, drawn when needed"
+    lines = [f"{status.name} in {status.folder} (chosen by {status.chosen_by})"]
+    lines += [f"  {name:<16}{state}" for name, state in status.files.items()]
+    if status.complete:
+        lines.append(f"{status.train_count:,} training and {status.test_count:,} test images, every MD5 right")
+    return "\n".join(lines)

@@ -1,0 +1,69 @@
+"""Augmentation of whole batches, on the device that holds the data set.
+
+Randomness comes from torch's default generator of that device, which the loop seeds at each epoch's start.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toolkit.classes import MEAN, STD
+
+
+def padded(images: Tensor, padding: int) -> Tensor:
+    """uint8 (N, 3, 32, 32) to (N, 32 + 2 * padding, 32 + 2 * padding, 3), channels last, black on all sides."""
+    return F.pad(images, (padding,) * 4).permute(0, 2, 3, 1).contiguous()
+
+
+def normalised(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 (N, 3, H, W) to floats of mean 0 and variance 1 per channel, over the training images."""
+    mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1)
+    return ((images.float() / 255 - mean) / std).to(dtype)
+
+
+def crop_and_flip(images: Tensor, indices: Tensor, *, size: int, random_crop: bool, horizontal_flip: bool) -> Tensor:
+    """A batch cut out of padded images: each its own window, every second one mirrored on average.
+
+    Args:
+        images: what `padded` gave: uint8 (N, S, S, 3).
+        indices: which of them, int64 (B,), on the same device.
+        size: side of the window, pixels.
+        random_crop: every offset is equally likely; else the window lies in the middle.
+        horizontal_flip: mirror with probability one half.
+
+    Returns:
+        uint8 (B, 3, size, size), in channels_last layout.
+    """
+    batch, room = len(indices), images.shape[1] - size
+    device = images.device
+    if random_crop:
+        top, left = torch.randint(0, room + 1, (2, batch, 1), device=device)  # (B, 1) each
+    else:
+        top = left = torch.full((batch, 1), room // 2, device=device)
+    steps = torch.arange(size, device=device)
+    rows, columns = top + steps, left + steps  # (B, size) each
+    if horizontal_flip:
+        mirror = torch.rand(batch, 1, device=device) < 0.5
+        columns = torch.where(mirror, columns.flip(1), columns)
+    windows = images[indices[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, size, size, 3)
+    return windows.permute(0, 3, 1, 2)
+
+
+def mixup(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Blend each image with a partner, by one weight a batch from Beta(alpha, alpha).
+
+    Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", arXiv:1710.09412. The partner is the image at
+    the mirrored place of the batch: the order is random already, so this is as good as another permutation.
+
+    Args:
+        images: float (B, 3, H, W).
+        labels: int64 (B,).
+        alpha: above 0.
+
+    Returns:
+        The blended images; the partners' labels; the weight of the images' own labels, float32 (), in [0, 1].
+    """
+    concentration = torch.full((2,), alpha, device=images.device)
+    weight = torch._sample_dirichlet(concentration)[0]  # the first of Dirichlet(a, a) is Beta(a, a)
+    return torch.lerp(images.flip(0), images, weight.to(images.dtype)), labels.flip(0), weight

@@ -1,0 +1,77 @@
+"""The machine's side of a run: which device, which number format, and memory that stays in the process."""
+
+import ctypes
+import platform
+import sys
+
+import torch
+
+from toolkit.errors import UsageError
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """`auto` is CUDA where torch can use it, else Apple's MPS, else the CPU.
+
+    Raises:
+        UsageError: no such device, or torch cannot use it here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UsageError(
+            f"cannot use the device {name!r} (known are auto, cpu, cuda, cuda:N, mps): {reason}"
+        ) from error
+    return device
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The number format of the forward pass: bfloat16 under `auto` where the device computes in it natively."""
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and _cpu_has_bfloat16()
+    return torch.bfloat16 if native else torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the processor has AMX or AVX-512-BF16, in whose absence bfloat16 is emulated and slow."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def device_name(device: torch.device) -> str:
+    """What the summary calls the hardware."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_model()}, {torch.get_num_threads()} threads"
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed activations in the process instead of returning each one to the kernel.
+
+    A training step frees hundreds of megabytes and asks for them again at once; by default glibc maps and unmaps
+    them, and the kernel clears every page each time. Other C libraries are left as they are.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return
+    m_trim_threshold, m_mmap_threshold = -1, -3  # <malloc.h>
+    libc = ctypes.CDLL(None)
+    libc.mallopt(m_mmap_threshold, 1 << 30)  # bytes; larger blocks only are mapped one by one
+    libc.mallopt(m_trim_threshold, (1 << 31) - 1)  # bytes kept at the heap's end: as many as the parameter can say

@@ -1,0 +1,293 @@
+"""The training loop: `train` yields one record an epoch, and keeps the best and the last checkpoint on disk.
+
+All randomness of an epoch follows from the seed and the epoch's number alone. So a resumed run needs no generator's
+state to go on exactly as the uninterrupted one would.
+"""
+
+import dataclasses
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import ResNet, build_model
+from toolkit import __version__
+from toolkit.errors import ToolkitError
+from toolkit.training.augment import padded
+from toolkit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from toolkit.training.data import DataSource, Images, data_identity, split
+from toolkit.training.device import choose_device, choose_dtype, device_name, keep_freed_memory
+from toolkit.training.metrics import Metrics, compute_logits, measure
+from toolkit.training.plots import plot_confusion, plot_curves
+from toolkit.training.recipe import Recipe
+from toolkit.training.run import RunFolder
+from toolkit.training.schedule import learning_rate
+from toolkit.training.step import TrainingStep, make_optimizer
+
+SPLIT_SEED = 0  # the same validation images in every run, so that runs can be compared image by image
+
+Progress = Callable[[int, int], None]  # images of this epoch done, and in all
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch gave: a line of `metrics.jsonl`.
+
+    Attributes:
+        epoch: counted from 1.
+        learning_rate: of the epoch's last step.
+        train_loss: mean over the epoch's steps, augmented images and weights as they were at each step; nats.
+        train_accuracy: likewise, in [0, 1]; under mixup a label counts by its share in the image.
+        val_loss: after the epoch, without augmentation; None without validation images.
+        val_accuracy: likewise, in [0, 1].
+        seconds: wall time of the epoch, validation included.
+        images_per_second: training images by the wall time of the steps alone.
+    """
+
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+    seconds: float
+    images_per_second: float
+
+
+def train(
+    recipe: Recipe,
+    *,
+    source: DataSource,
+    run: RunFolder,
+    device: str = "auto",
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[EpochRecord]:
+    """Train by `recipe`, yield a record after each epoch, and write the run folder's files.
+
+    `last.pt` is there before the first step and is replaced after each epoch; `best.pt` holds the epoch with the
+    highest validation accuracy, or the last epoch where no images are held out. When the last record has been taken,
+    `summary.json` and the pictures are written, which marks the run as finished.
+
+    Reseeds torch's default generators at each epoch's start.
+
+    Args:
+        recipe: a new run's; when resuming, that of the run folder.
+        source: the data set; only its training images are read.
+        run: from `create_run`; when resuming, from `open_run`.
+        device: "auto", or a torch device.
+        resume: go on after the last epoch on disk.
+        progress: called after each step with the images done in this epoch, and those it has in all.
+
+    Raises:
+        ToolkitError: the loss is no longer finite; the data are not those that the run began with; a file cannot be
+            read or written.
+        UsageError: the device cannot be used; no such split of the data.
+    """
+    keep_freed_memory()
+    trainer = _Trainer(recipe, source=source, run=run, device=choose_device(device))
+    epochs_done = trainer.load() if resume else trainer.begin()
+    for epoch in range(epochs_done + 1, recipe.epochs + 1):
+        if trainer.patience_is_over(epoch - 1):
+            break
+        yield trainer.train_epoch(epoch, progress)
+    trainer.finish()
+
+
+class _Trainer:
+    """The state of a run between two epochs: data, network, optimiser, and the best epoch so far."""
+
+    def __init__(self, recipe: Recipe, *, source: DataSource, run: RunFolder, device: torch.device) -> None:
+        self.recipe, self.run, self.device = recipe, run, device
+        self.dtype = choose_dtype(recipe.run.precision, device)
+        images = source.train()
+        self.identity = data_identity(source.name, images)
+        self.class_names = source.class_names
+        self.train_images, self.val_images = split_images(images, recipe.run.val_size)
+        self.model_args: dict[str, Any] = {"num_classes": len(self.class_names), "dropout_rate": recipe.dropout_rate}
+        self._seed(epoch=0)
+        self.network: ResNet = build_model(recipe.run.model, **self.model_args)
+        self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = make_optimizer(self.network, recipe)
+        self.step = TrainingStep(
+            self.network,
+            self.optimizer,
+            recipe=recipe,
+            images=padded(self.train_images.images, recipe.data_augmentation.crop_padding).to(device),
+            labels=self.train_images.labels.to(device),
+            dtype=self.dtype,
+        )
+        self.best_epoch, self.best_val_accuracy = 0, -math.inf
+        self.seconds = 0.0  # over all epochs, and over all the processes that trained them
+
+    def begin(self) -> int:
+        """Put the untrained network on disk, so that even a run that is killed at once can be resumed."""
+        save_checkpoint(self._checkpoint(0, None, with_training=True), self.run.last)
+        return 0
+
+    def load(self) -> int:
+        """Go back to the last epoch boundary on disk; returns how many epochs have been trained."""
+        last = load_checkpoint(self.run.last)
+        if last.data != self.identity:
+            raise ToolkitError(
+                f"the run {self.run.path} was trained on {last.data}, but these data are {self.identity}"
+            )
+        if last.training is None:
+            raise ToolkitError(f"{self.run.last} holds no state of the optimiser to go on from")
+        self.network.load_state_dict(last.weights)
+        self.optimizer.load_state_dict(last.training["optimizer"])
+        self.seconds = last.training["seconds"]
+        if self.run.best.is_file():
+            best = load_checkpoint(self.run.best)
+            self.best_epoch = best.epoch
+            self.best_val_accuracy = -math.inf if best.val_accuracy is None else best.val_accuracy
+        self.run.keep_metrics(last.epoch)
+        return last.epoch
+
+    def patience_is_over(self, epochs_done: int) -> bool:
+        patience = self.recipe.early_stopping
+        return bool(patience) and epochs_done - self.best_epoch >= patience
+
+    def train_epoch(self, epoch: int, progress: Progress | None) -> EpochRecord:
+        start = time.perf_counter()
+        self._seed(epoch)
+        rate = self._steps_of(epoch, progress)
+        loss, right = self.step.take_sums()
+        step_seconds = time.perf_counter() - start
+        if not math.isfinite(loss):
+            raise ToolkitError(
+                f"the loss of epoch {epoch} is not finite, so training stopped; {self.run.last} holds the "
+                f"epoch before. Try a learning rate below {self.recipe.learning_rate} or a warm-up"
+            )
+        validation = self._measure(self.val_images, self.dtype)
+        images = len(self.train_images)
+        seconds = time.perf_counter() - start
+        record = EpochRecord(
+            epoch=epoch,
+            learning_rate=rate,
+            train_loss=loss / images,
+            train_accuracy=right / images,
+            val_loss=validation.loss if validation else None,
+            val_accuracy=validation.accuracy if validation else None,
+            seconds=seconds,
+            images_per_second=images / step_seconds,
+        )
+        self.seconds += seconds
+        self._save(record)
+        return record
+
+    def _seed(self, epoch: int) -> None:
+        torch.manual_seed((self.recipe.run.seed << 20) + epoch)  # epoch 0: the initial weights
+
+    def _steps_of(self, epoch: int, progress: Progress | None) -> float:
+        """All steps of one epoch; returns the last learning rate. Each image is seen once, in a random order."""
+        images = len(self.train_images)
+        crop_size = crop_size_of(self.recipe, epoch)
+        order = torch.randperm(images).to(self.device)
+        rate, done = 0.0, 0
+        for indices in order.split(self.recipe.batch_size):
+            rate = learning_rate(self.recipe, epoch - 1 + done / images)
+            self.step(indices, rate, crop_size=crop_size)
+            done += len(indices)
+            if progress is not None:
+                progress(done, images)
+        return rate
+
+    def _save(self, record: EpochRecord) -> None:
+        """Metrics, then the best, then the last checkpoint: a crash in between repeats the epoch, and loses nothing."""
+        self.run.append_metrics(dataclasses.asdict(record))
+        if record.val_accuracy is None or record.val_accuracy > self.best_val_accuracy:
+            self.best_epoch = record.epoch
+            self.best_val_accuracy = -math.inf if record.val_accuracy is None else record.val_accuracy
+            save_checkpoint(self._checkpoint(record.epoch, record.val_accuracy), self.run.best)
+        save_checkpoint(self._checkpoint(record.epoch, record.val_accuracy, with_training=True), self.run.last)
+
+    def _checkpoint(self, epoch: int, val_accuracy: float | None, *, with_training: bool = False) -> Checkpoint:
+        training = {"optimizer": self.optimizer.state_dict(), "seconds": self.seconds} if with_training else None
+        return Checkpoint(
+            model=self.recipe.run.model,
+            model_args=self.model_args,
+            class_names=self.class_names,
+            recipe=self.recipe.as_dict(),
+            data=self.identity,
+            epoch=epoch,
+            val_accuracy=val_accuracy,
+            weights={name: _plain(value) for name, value in self.network.state_dict().items()},
+            training=training,
+        )
+
+    def _measure(self, images: Images, dtype: torch.dtype) -> Metrics | None:
+        if len(images) == 0:
+            return None
+        return measure(compute_logits(self.network, images.images, dtype=dtype), images.labels, self.class_names)
+
+    def finish(self) -> None:
+        """Measure the last and the best weights in float32, draw the pictures, write the summary."""
+        records = self.run.read_metrics()
+        train_metrics = self._measure(self.train_images, torch.float32)
+        last_validation = self._measure(self.val_images, torch.float32)
+        best = load_checkpoint(self.run.best)
+        self.network.load_state_dict(best.weights)
+        best_validation = self._measure(self.val_images, torch.float32)
+        assert train_metrics is not None  # there are always training images
+        title = f"{self.recipe.run.model}, seed {self.recipe.run.seed}"
+        plot_curves(records, self.run.path / "curves.png", title=title)
+        if best_validation is not None:
+            plot_confusion(best_validation, self.run.path / "confusion.png", title=f"{title}: validation")
+        gap = train_metrics.accuracy - last_validation.accuracy if last_validation else None
+        self.run.write_summary(
+            {
+                "model": self.recipe.run.model,
+                "parameters": sum(p.numel() for p in self.network.parameters()),
+                "seed": self.recipe.run.seed,
+                "epochs": records[-1]["epoch"],
+                "train_images": len(self.train_images),
+                "val_images": len(self.val_images),
+                "best": {"epoch": best.epoch, "validation": best_validation.as_dict() if best_validation else None},
+                "last": {
+                    "train_accuracy": train_metrics.accuracy,
+                    "train_loss": train_metrics.loss,
+                    "val_accuracy": last_validation.accuracy if last_validation else None,
+                    "val_loss": last_validation.loss if last_validation else None,
+                    "generalisation_gap": gap,
+                },
+                "training_seconds": self.seconds,
+                "device": device_name(self.device),
+                "precision": str(self.dtype).removeprefix("torch."),
+                "data": self.identity,
+                "libraries": library_versions(),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+        )
+
+
+def split_images(images: Images, val_size: int) -> tuple[Images, Images]:
+    """Training and validation images, stratified. A set smaller than CIFAR-10 holds out a tenth at the most."""
+    train_indices, val_indices = split(images.labels, min(val_size, len(images) // 10), seed=SPLIT_SEED)
+    return images.take(train_indices), images.take(val_indices)
+
+
+def crop_size_of(recipe: Recipe, epoch: int) -> int:
+    """Side of an epoch's crops, pixels: small in the first share of the epochs that the recipe names, then 32."""
+    augmentation = recipe.data_augmentation
+    small_epochs = round(augmentation.small_crop_share * recipe.epochs)
+    return augmentation.small_crop_size if epoch <= small_epochs else 32
+
+
+def library_versions() -> dict[str, str]:
+    """What trained the network: the versions of this toolkit, Python and the libraries that decide the figures."""
+    return {"cifar": __version__, "python": platform.python_version()} | {
+        name: version(name) for name in ("torch", "torchvision", "numpy")
+    }
+
+
+def _plain(value: Tensor) -> Tensor:
+    """On the CPU and in the default layout, so that a checkpoint does not depend on where it was trained."""
+    return value.detach().to("cpu", copy=True).contiguous()

@@ -1,0 +1,70 @@
+"""Pictures of a run: learning curves and confusion matrix, as PNG files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from toolkit.files import replacing
+from toolkit.training.metrics import Metrics
+
+
+def plot_curves(records: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:
+    """Accuracy, loss and learning rate over epochs, from the lines of `metrics.jsonl`."""
+    epochs = [record["epoch"] for record in records]
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    accuracy, loss, rate = figure.subplots(1, 3)
+    for axes, name, factor in ((accuracy, "accuracy", 100.0), (loss, "loss", 1.0)):
+        for part, label in (("train", "train (augmented)"), ("val", "validation")):
+            values = [record[f"{part}_{name}"] for record in records]
+            if values and values[0] is not None:
+                axes.plot(
+                    epochs, [value * factor for value in values], label=label, marker="." if len(epochs) < 20 else ""
+                )
+        axes.legend(frameon=False)
+    rate.plot(
+        epochs,
+        [record["learning_rate"] for record in records],
+        color="tab:gray",
+        marker="." if len(epochs) < 20 else "",
+    )
+    for axes, label in ((accuracy, "accuracy, %"), (loss, "cross-entropy, nats"), (rate, "learning rate")):
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def plot_confusion(metrics: Metrics, path: Path, *, title: str) -> None:
+    """The confusion matrix: a row for each true class, in percent of its images."""
+    names = metrics.class_names
+    rows = [[100 * count / max(sum(row), 1) for count in row] for row in metrics.confusion]
+    figure = Figure(figsize=(7.2, 6.4), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(rows, cmap="Blues", vmin=0, vmax=100)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(
+        xlabel="predicted",
+        ylabel="true",
+        title=f"{title}\n{metrics.accuracy:.2%} of {metrics.images:,} images, row percent",
+    )
+    for i, row in enumerate(rows):
+        for j, percent in enumerate(row):
+            if percent >= 0.05:
+                axes.text(
+                    j,
+                    i,
+                    f"{percent:.1f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if percent > 50 else "black",
+                )
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

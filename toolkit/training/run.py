@@ -1,0 +1,143 @@
+"""The run folder: where a training run keeps its recipe, metrics, checkpoints, summary and pictures."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import ToolkitError, UsageError
+from toolkit.files import replacing
+from toolkit.training.recipe import Recipe, load_recipe
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run, by name."""
+
+    path: Path
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best.pt"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "last.pt"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.summary.is_file()
+
+    def recipe(self) -> Recipe:
+        """The run's resolved recipe. Raises `ToolkitError` where it is missing."""
+        if not (self.path / "recipe.toml").is_file():
+            raise ToolkitError(f"{self.path} is not a run folder: it holds no recipe.toml")
+        return load_recipe(str(self.path / "recipe.toml"))
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add one epoch's line to `metrics.jsonl`."""
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise ToolkitError(f"cannot write {self.metrics}: {error.strerror or error}") from error
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All epochs so far; a line that a crash left half-written is passed over."""
+        if not self.metrics.is_file():
+            return []
+        records = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+        return records
+
+    def keep_metrics(self, epochs: int) -> None:
+        """Drop the lines of epochs that come after the first `epochs`: they will be trained again."""
+        kept = [record for record in self.read_metrics() if record["epoch"] <= epochs]
+        with replacing(self.metrics) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write `summary.json`, which marks the run as finished."""
+        with replacing(self.summary) as temporary:
+            temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+    def read_summary(self) -> dict[str, Any]:
+        """The final figures. Raises `ToolkitError` where the run is not finished."""
+        if not self.is_finished:
+            raise ToolkitError(
+                f"the run {self.path} is not finished: `cifar train --resume {self.path}` goes on with it"
+            )
+        values: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+        return values
+
+
+def create_run(recipe: Recipe, *, stem: str, name: str | None = None, root: Path = RUNS) -> RunFolder:
+    """A new folder under `root` with the recipe in it; a folder that exists is never taken.
+
+    Args:
+        recipe: written as `recipe.toml`.
+        stem: what a run without a name is called; a number is added where that is taken.
+        name: the name that the user wants.
+        root: the folder of runs.
+
+    Raises:
+        UsageError: the name is taken or no plain folder name.
+        ToolkitError: the folder cannot be made.
+    """
+    if name is not None and not re.fullmatch(r"[\w][\w.+-]*", name):
+        raise UsageError(f"{name!r} is no name for a run: use letters, digits, '.', '_', '+' and '-'")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        path = _new_folder(root, [name] if name else _numbered(stem))
+    except OSError as error:
+        raise ToolkitError(f"cannot make a run folder in {root}: {error.strerror or error}") from error
+    with replacing(path / "recipe.toml") as temporary:
+        temporary.write_text(recipe.as_toml(), encoding="utf-8")
+    return RunFolder(path)
+
+
+def _numbered(stem: str) -> list[str]:
+    return [stem, *(f"{stem}-{number}" for number in range(2, 10_000))]
+
+
+def _new_folder(root: Path, names: list[str]) -> Path:
+    """Make the first folder that does not exist yet; `mkdir` decides, so two processes never share one."""
+    for name in names:
+        try:
+            (root / name).mkdir()
+        except FileExistsError:
+            continue
+        return root / name
+    raise UsageError(f"the run {root / names[0]} exists already: give another --name, or --resume {root / names[0]}")
+
+
+def open_run(name_or_path: str, *, root: Path = RUNS) -> RunFolder:
+    """A run by its path, or by its name under `root`. Raises `ToolkitError` where there is none."""
+    for path in (Path(name_or_path), root / name_or_path):
+        if (path / "recipe.toml").is_file():
+            return RunFolder(path)
+    known = ", ".join(sorted(folder.parent.name for folder in root.glob("*/recipe.toml"))) or "none yet"
+    raise ToolkitError(f"no run {name_or_path!r}; the runs in {root} are: {known}")
+
+
+def newest_finished_run(*, root: Path = RUNS) -> RunFolder:
+    """The run that finished last. Raises `ToolkitError` where none has."""
+    summaries = sorted(root.glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
+    if not summaries:
+        raise ToolkitError(f"there is no finished run in {root}: `cifar train` makes one")
+    return RunFolder(summaries[-1].parent)
