@@ -252,6 +252,28 @@ def data_identity(source_name: str, images: Images) -> dict[str, str]:
     return {"name": source_name, "train_sha256": digest.hexdigest()}
 
 
+def require_same_data(trained_on: dict[str, str], present: dict[str, str], *, what: str) -> None:
+    """Refuse to go on with, or to judge, a model on data that it was not trained on.
+
+    Args:
+        trained_on: the identity that the model carries.
+        present: `data_identity` of the data at hand.
+        what: names the model in the message.
+
+    Raises:
+        ToolkitError: the two differ.
+    """
+    if trained_on != present:
+        raise ToolkitError(
+            f"{what} was trained on {_in_words(trained_on)}, but these data are {_in_words(present)}: "
+            "name the data that it belongs to with --data"
+        )
+
+
+def _in_words(identity: dict[str, str]) -> str:
+    return f"{identity.get('name', '?')} (training images' SHA-256 {identity.get('train_sha256', '?')[:12]}...)"
+
+
 def write_samples(source: DataSource, folder: Path, *, per_class: int = 1) -> list[Path]:
     """Write the first `per_class` test images of each class as PNG files, `cat-0001.png` and so on, into `folder`.
 

@@ -22,7 +22,7 @@ from toolkit import __version__
 from toolkit.errors import ToolkitError
 from toolkit.training.augment import padded
 from toolkit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from toolkit.training.data import DataSource, Images, data_identity, split
+from toolkit.training.data import DataSource, Images, data_identity, require_same_data, split
 from toolkit.training.device import choose_device, choose_dtype, device_name, keep_freed_memory
 from toolkit.training.metrics import Metrics, compute_logits, measure
 from toolkit.training.plots import plot_confusion, plot_curves
@@ -135,10 +135,7 @@ class _Trainer:
     def load(self) -> int:
         """Go back to the last epoch boundary on disk; returns how many epochs have been trained."""
         last = load_checkpoint(self.run.last)
-        if last.data != self.identity:
-            raise ToolkitError(
-                f"the run {self.run.path} was trained on {last.data}, but these data are {self.identity}"
-            )
+        require_same_data(last.data, self.identity, what=f"the run {self.run.path}")
         if last.training is None:
             raise ToolkitError(f"{self.run.last} holds no state of the optimiser to go on from")
         self.network.load_state_dict(last.weights)

@@ -1,0 +1,430 @@
+"""The command line: parse, call one function, print its result. Heavy imports stand inside the commands."""
+
+import functools
+import json
+import shlex
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from toolkit import __version__
+from toolkit.errors import ToolkitError, UsageError
+
+app = typer.Typer(
+    name="cifar",
+    help="Train ResNet-20 on CIFAR-10, export it to ONNX with proof, and predict image files.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data", help="Folder with CIFAR-10, or `demo` for the drawn set. [default: $CIFAR_DATA, then the cache]"
+    ),
+]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder of runs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+RunOption = Annotated[
+    str | None, typer.Option("--run", help="A run, by name or path. [default: the newest finished one]")
+]
+CheckpointOption = Annotated[Path | None, typer.Option("--checkpoint", help="A checkpoint file instead of a run.")]
+MinAccuracy = Annotated[float, typer.Option("--min-accuracy", help="Least accuracy on the whole test set, in (0, 1].")]
+Provider = Annotated[str, typer.Option("--provider", help="Where ONNX Runtime runs: auto, cpu, cuda or tensorrt.")]
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def command(function: Command) -> Command:
+    """Make a function a command: its errors become a message and an exit code, here and nowhere else."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop is treated as Ctrl-C is
+            function(*args, **kwargs)
+        except ToolkitError as error:
+            note(f"error: {error}")
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as interrupt:
+            note("interrupted" if not str(interrupt) else str(interrupt))
+            raise typer.Exit(130) from interrupt
+
+    app.command()(run)
+    return function
+
+
+def note(text: str) -> None:
+    """Progress, notes and errors go to stderr; only results go to stdout."""
+    typer.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+@app.callback()
+def version_option(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"cifar {__version__}")
+        raise typer.Exit
+
+
+RECIPE = "Recipe (each overrides the recipe's own value)"
+
+
+def _flag(help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=RECIPE, show_default=False)
+
+
+@command
+def train(
+    context: typer.Context,
+    recipe: Annotated[
+        str, typer.Option(help="A preset (reference, fast, demo), or a TOML or JSON file.")
+    ] = "reference",
+    data: Data = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run's folder. [default: from the recipe]")] = None,
+    runs: Runs = Path("runs"),
+    resume: Annotated[str | None, typer.Option(help="Go on with this run, by name or path, where it stopped.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also log for TensorBoard in the run folder.")
+    ] = False,
+    json_output: Json = False,
+    optimizer: Annotated[str | None, _flag("SGD or Adam.")] = None,
+    momentum: Annotated[float | None, _flag("SGD's momentum; Adam's beta1.")] = None,
+    nesterov: Annotated[bool | None, _flag("SGD only: Nesterov's form of the momentum.")] = None,
+    learning_rate: Annotated[float | None, _flag("The highest learning rate of the run.")] = None,
+    lr_schedule: Annotated[str | None, _flag("cosine_annealing, step_decay or linear.")] = None,
+    lr_milestones: Annotated[str | None, _flag("step_decay: the epochs, such as 75,113.")] = None,
+    lr_gamma: Annotated[float | None, _flag("step_decay: the factor at each milestone.")] = None,
+    warmup_epochs: Annotated[float | None, _flag("Epochs over which the learning rate first rises from 0.")] = None,
+    weight_decay: Annotated[float | None, _flag("L2 penalty on convolution and linear weights.")] = None,
+    dropout_rate: Annotated[float | None, _flag("Dropout before the linear layer.")] = None,
+    batch_size: Annotated[int | None, _flag("Images a step.")] = None,
+    epochs: Annotated[int | None, _flag("Passes over the training images.")] = None,
+    early_stopping: Annotated[str | None, _flag("false, or the patience in epochs.")] = None,
+    random_crop: Annotated[bool | None, _flag("Cut a random window out of the padded image.")] = None,
+    crop_padding: Annotated[int | None, _flag("Black pixels on each side before the crop.")] = None,
+    horizontal_flip: Annotated[bool | None, _flag("Mirror images with probability one half.")] = None,
+    mixup_alpha: Annotated[float | None, _flag("Mixup's Beta(alpha, alpha); 0: no mixup.")] = None,
+    small_crop_size: Annotated[int | None, _flag("Side of the smaller crops of the first epochs, pixels.")] = None,
+    small_crop_share: Annotated[float | None, _flag("Share of the epochs that train on the smaller crops.")] = None,
+    model: Annotated[str | None, _flag("The network: see `cifar models`.")] = None,
+    seed: Annotated[int | None, _flag("Seed of weights, order and augmentation.")] = None,
+    val_size: Annotated[int | None, _flag("Training images held out for validation; 0: train on all.")] = None,
+    precision: Annotated[str | None, _flag("auto, float32 or bfloat16.")] = None,
+) -> None:
+    """Train a network; every choice is in the recipe, and each key of the recipe has a flag."""
+    from toolkit.display import TrainingDisplay, download_bar, run_lines
+    from toolkit.training.data import find_data
+    from toolkit.training.loop import train as train_network
+    from toolkit.training.recipe import load_recipe, recipe_from_flags
+    from toolkit.training.run import create_run, open_run
+
+    changes = recipe_from_flags(context.params)
+    if resume is not None:
+        if changes or name is not None or _given(context, "recipe"):
+            raise UsageError(
+                "--resume goes on with the run's own recipe: leave out --recipe, --name and the recipe's flags"
+            )
+        run = open_run(resume, root=runs)
+        if run.is_finished:
+            raise UsageError(f"the run {run.path} is finished: there is nothing to resume")
+        chosen = run.recipe()
+    else:
+        chosen = load_recipe(recipe).replaced(changes)
+    with download_bar() as progress:
+        source = find_data(data, progress=progress)
+    if resume is None:
+        stem = f"{Path(recipe).stem}-{chosen.run.model}-seed{chosen.run.seed}"
+        run = create_run(chosen, stem=stem, name=name, root=runs)
+    note(f"{'Going on with' if resume else 'Training'} {chosen.run.model} on {source.name}, in {run.path}")
+    try:
+        with TrainingDisplay(chosen, suggest_fast=resume is None and Path(recipe).stem != "fast") as display:
+            records = train_network(
+                chosen, source=source, run=run, device=device, resume=resume is not None, progress=display.step
+            )
+            for record in _logged(records, run.path) if tensorboard else records:
+                display.epoch(record)
+    except KeyboardInterrupt as interrupt:
+        go_on = f"cifar train --resume {shlex.quote(str(run.path))}" + (f" --data {shlex.quote(data)}" if data else "")
+        raise KeyboardInterrupt(
+            f"interrupted; the last finished epoch is in {run.last}. Go on with: {go_on}"
+        ) from interrupt
+    summary = run.read_summary()
+    print_json(summary | {"run": str(run.path)}) if json_output else typer.echo(run_lines(run.path, summary))
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether the user gave this option, rather than its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _logged(records: Any, folder: Path) -> Any:
+    from toolkit.training.tensorboard import logged
+
+    return logged(records, folder)
+
+
+@command
+def evaluate(
+    target: Annotated[
+        str | None, typer.Argument(help="A checkpoint, a run, or an ONNX file. [default: the newest run]")
+    ] = None,
+    data: Data = None,
+    runs: Runs = Path("runs"),
+    provider: Provider = "auto",
+    device: Annotated[str, typer.Option(help="For checkpoints: auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    plot: Annotated[Path | None, typer.Option(help="Write the confusion matrix as a PNG file.")] = None,
+    json_output: Json = False,
+) -> None:
+    """Accuracy, per class and in all, confusion matrix and calibration error on the whole test set."""
+    from toolkit.deploy.evaluate import evaluate as evaluate_file
+    from toolkit.display import download_bar, metrics_lines
+    from toolkit.training.data import find_data
+    from toolkit.training.plots import plot_confusion
+
+    path = _model_file(target, runs)
+    with download_bar() as progress:
+        source = find_data(data, progress=progress)
+    note(f"Evaluating {path} on the test set of {source.name}")
+    metrics = evaluate_file(path, source=source, provider=provider, device=device)
+    if plot is not None:
+        plot_confusion(metrics, plot, title=f"{path.name}: test set")
+        note(f"Confusion matrix in {plot}")
+    print_json({"file": str(path)} | metrics.as_dict()) if json_output else typer.echo(metrics_lines(metrics))
+
+
+def _model_file(target: str | None, runs: Path) -> Path:
+    """The file that the user means: itself, or the best checkpoint of a run."""
+    if target is not None and Path(target).is_file():
+        return Path(target)
+    return _run_checkpoint(target, runs)
+
+
+def _run_checkpoint(run: str | None, runs: Path) -> Path:
+    from toolkit.training.run import newest_finished_run, open_run
+
+    return (newest_finished_run(root=runs) if run is None else open_run(run, root=runs)).best
+
+
+@command
+def export(
+    output: Annotated[Path, typer.Argument(help="Where the verified ONNX file goes.")],
+    run: RunOption = None,
+    checkpoint: CheckpointOption = None,
+    data: Data = None,
+    runs: Runs = Path("runs"),
+    min_accuracy: MinAccuracy = 0.91,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+    target: Annotated[str, typer.Option(help="What int8 is quantised for: cpu or gpu.")] = "cpu",
+    input_form: Annotated[str, typer.Option("--input", help="uint8-nhwc or float-nchw.")] = "uint8-nhwc",
+    opset: Annotated[int | None, typer.Option(help="ONNX operator set. [default: the tested one]")] = None,
+    provider: Annotated[str, typer.Option(help="Where the gate runs the model: cpu or cuda.")] = "cpu",
+    json_output: Json = False,
+) -> None:
+    """Export a checkpoint to ONNX. The file appears only after it has passed the gate; exit code 3: rejected."""
+    from toolkit.deploy.export import OPSET, export_onnx
+    from toolkit.display import download_bar
+    from toolkit.training.data import find_data
+
+    if run is not None and checkpoint is not None:
+        raise UsageError("give --run or --checkpoint, not both")
+    source_file = checkpoint or _run_checkpoint(run, runs)
+    note(f"Exporting {source_file}")
+    with download_bar() as progress:
+        source = find_data(data, progress=progress)
+    with _reported(json_output, output):
+        report = export_onnx(
+            source_file,
+            output,
+            data=source,
+            min_accuracy=min_accuracy,
+            precision=precision,
+            target=target,
+            input=input_form,
+            opset=OPSET if opset is None else opset,
+            provider=provider,
+            progress=note,
+        )
+    _print_report(report, json_output, output)
+    note(f"Verified and written: {output}")
+
+
+@command
+def verify(
+    model: Annotated[Path, typer.Argument(help="The ONNX file.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="The checkpoint that it was exported from, for parity.")
+    ] = None,
+    data: Data = None,
+    min_accuracy: MinAccuracy = 0.91,
+    provider: Annotated[str, typer.Option(help="Where the gate runs the model: cpu or cuda.")] = "cpu",
+    json_output: Json = False,
+) -> None:
+    """Run the gate on an ONNX file that exists; exit code 3: rejected."""
+    from toolkit.deploy.verify import verify as verify_model
+    from toolkit.display import download_bar
+    from toolkit.training.data import find_data
+
+    with download_bar() as progress:
+        source = find_data(data, progress=progress)
+    with _reported(json_output, model):
+        report = verify_model(model, data=source, checkpoint=checkpoint, min_accuracy=min_accuracy, provider=provider)
+    _print_report(report, json_output, model)
+
+
+class _reported:
+    """Print the report of a rejected model too, before its error goes on."""
+
+    def __init__(self, json_output: bool, path: Path) -> None:
+        self.json_output, self.path = json_output, path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if getattr(error, "report", None) is not None:
+            _print_report(error.report, self.json_output, self.path)
+
+
+def _print_report(report: Any, json_output: bool, path: Path) -> None:
+    from toolkit.display import report_lines
+
+    print_json({"file": str(path)} | report.as_dict()) if json_output else typer.echo(report_lines(report))
+
+
+@command
+def predict(
+    paths: Annotated[list[str], typer.Argument(help="Files, folders, globs, or - for a picture on standard input.")],
+    model: Annotated[
+        str | None, typer.Option(help="ONNX file. [default: $CIFAR_MODEL, ./model.onnx, the shipped one]")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many classes to name.", min=1)] = 1,
+    format: Annotated[str, typer.Option(help="table, json, jsonl or csv.")] = "table",
+    batch_size: Annotated[int, typer.Option(help="Pictures a batch.", min=1, max=4096)] = 64,
+    provider: Provider = "auto",
+) -> None:
+    """Name what is in pictures. A bad file gets a line on stderr, and exit code 1 when the others are done."""
+    import warnings
+
+    from toolkit.inference import Classifier, Failure
+    from toolkit.inference.format import FORMATS, formatted
+    from toolkit.inference.names import display
+
+    if format not in FORMATS:
+        raise UsageError(f"--format must be one of {', '.join(FORMATS)}, not {format!r}")
+    warnings.simplefilter("ignore")  # Pillow's, about damaged EXIF and large pictures: each file is reported by itself
+    classifier = Classifier(model, provider=provider)
+    session = classifier.session
+    note(f"Model: {display(session.path)}, {session.note or f'running on {session.provider}'}")
+    failures = 0
+
+    def good_ones() -> Any:
+        nonlocal failures
+        for result in classifier.stream(paths, batch_size=batch_size, top=top):
+            if isinstance(result, Failure):
+                failures += 1
+                note(f"error: {result.error}")
+            else:
+                yield result
+
+    for line in formatted(good_ones(), format):
+        typer.echo(line)
+    if failures:
+        raise ToolkitError(f"{failures} of the pictures could not be read")
+
+
+@command
+def models(json_output: Json = False) -> None:
+    """List the networks: parameters, multiply-accumulates, and which keep under the design's ceiling."""
+    from models import PARAMETER_CEILING
+    from models.cost import all_costs
+
+    costs = all_costs()
+    if json_output:
+        print_json([cost.as_dict() for cost in costs])
+        return
+    typer.echo(f"{'model':<15}{'parameters':>12}{'multiply-accumulates':>22}   under {PARAMETER_CEILING:,} parameters")
+    for cost in costs:
+        under = "yes" if cost.under_ceiling else "no"
+        typer.echo(f"{cost.model:<15}{cost.parameters:>12,}{cost.multiply_accumulates:>22,}   {under}")
+
+
+@command
+def data(
+    data: Data = None,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Download CIFAR-10 into that folder, or the cache.")] = False,
+    samples: Annotated[Path | None, typer.Option(help="Write sample pictures into this folder.")] = None,
+    per_class: Annotated[int, typer.Option(help="Sample pictures of each class.", min=1)] = 1,
+    json_output: Json = False,
+) -> None:
+    """Show what data are there and check them; fetch them; write sample pictures to predict."""
+    import dataclasses
+
+    from toolkit.display import data_lines, download_bar
+    from toolkit.training.data import data_status, fetch_cifar10, find_data, write_samples
+
+    status = data_status(data)
+    if fetch and not status.complete and status.folder is not None:
+        with download_bar() as progress:
+            fetch_cifar10(status.folder, progress=progress)
+        status = data_status(data)
+    written = write_samples(find_data(data, fetch=False), samples, per_class=per_class) if samples else []
+    if json_output:
+        folder = str(status.folder) if status.folder else None
+        pictures = [str(path) for path in written]
+        print_json(dataclasses.asdict(status) | {"folder": folder, "complete": status.complete, "samples": pictures})
+    else:
+        typer.echo(data_lines(status))
+        if written:
+            typer.echo(f"{len(written)} sample pictures in {samples}")
+    if not status.complete:
+        raise ToolkitError("the data are not complete: `cifar data --fetch` downloads them")
+
+
+@command
+def demo(
+    folder: Annotated[Path, typer.Option(help="A folder of its own for all that the demo makes.")] = Path("cifar-demo"),
+) -> None:
+    """Train, export, verify and predict on drawn pictures in about a minute, showing each command."""
+    place = _fresh(folder)
+    runs, model, samples = place / "runs", place / "model.onnx", place / "samples"
+    for line in (
+        ["train", "--recipe", "demo", "--data", "demo", "--runs", runs, "--name", "demo"],
+        ["export", model, "--data", "demo", "--runs", runs],
+        ["verify", model, "--data", "demo", "--checkpoint", runs / "demo" / "best.pt"],
+        ["data", "--data", "demo", "--samples", samples],
+        ["predict", samples, "--model", model, "--top", "3"],
+    ):
+        arguments = [str(word) for word in line]
+        typer.echo(f"\n$ cifar {shlex.join(arguments)}")
+        if exit_code := app(arguments, standalone_mode=False):
+            raise typer.Exit(exit_code)
+    typer.echo(f"\nThat was the whole path, on drawn pictures; everything is in {place}. On the real data it is:")
+    typer.echo("  cifar train --recipe fast\n  cifar export model.onnx\n  cifar predict cat.png")
+
+
+def _fresh(folder: Path) -> Path:
+    """`folder`, or with a number behind it where it exists already."""
+    candidates = [folder, *(folder.with_name(f"{folder.name}-{number}") for number in range(2, 10_000))]
+    return next(path for path in candidates if not path.exists())
+
+
+def main() -> None:
+    """Entry point of the `cifar` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

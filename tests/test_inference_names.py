@@ -1,0 +1,32 @@
+"""Names that a terminal, JSON and CSV can take."""
+
+import json
+import os
+
+import pytest
+
+from toolkit.inference import as_text, display
+
+BYTES = os.fsdecode(b"caf\xe9.png")  # Latin-1: no UTF-8
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("cat.png", "cat.png"),
+        ("chat d'été 猫.png", "chat d'été 猫.png"),
+        ("at 3\u202fPM.png", "at 3\u202fPM.png"),
+        ("a\nb\tc.png", r"a\nb\tc.png"),
+        ("\x1b[31mred.png", r"\x1b[31mred.png"),
+        ("gnp.\u202etac", r"gnp.\u202etac"),
+        (BYTES, r"caf\xe9.png"),
+    ],
+)
+def test_display_shows_one_harmless_line(name: str, shown: str) -> None:
+    assert display(name) == shown
+
+
+def test_as_text_is_valid_unicode_and_keeps_what_json_can_hold() -> None:
+    assert as_text(BYTES) == r"caf\xe9.png"
+    assert as_text("a\nb.png") == "a\nb.png"
+    json.dumps(as_text(BYTES), ensure_ascii=False).encode("utf-8")

@@ -1,0 +1,96 @@
+"""The library's front door: a model that is open, and pictures in any form."""
+
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from toolkit.errors import ToolkitError, UsageError
+from toolkit.inference import predict
+from toolkit.inference.model_file import find_model
+from toolkit.inference.predict import BATCH_SIZE, Failure, PathLike, Prediction, Source
+from toolkit.inference.session import Session, open_model
+
+
+class Classifier:
+    """Names what is in a picture. One object may be used by any number of threads at once.
+
+    >>> from toolkit.inference import Classifier
+    >>> Classifier().predict(["cat.png"])[0].label
+    'cat'
+
+    Args:
+        model: an ONNX file as `cifar export` writes it; by default `$CIFAR_MODEL`, then `model.onnx` in the current
+            folder, then the model that is shipped with the package.
+        provider: "auto", "cpu", "cuda" or "tensorrt". What is asked for is what runs, or it is an error.
+        threads: processor threads for one call of the model; by default the cores that this process may use.
+
+    Raises:
+        UsageError: an unknown provider, or fewer than one thread.
+        ToolkitError: there is no model, the file is none of this toolkit, or the provider cannot be had here.
+    """
+
+    def __init__(self, model: PathLike | None = None, provider: str = "auto", *, threads: int | None = None) -> None:
+        self._session = open_model(find_model(model), provider=provider, threads=threads)
+
+    @property
+    def session(self) -> Session:
+        """The open model: its path, provider, class names and metadata."""
+        return self._session
+
+    def predict(
+        self, images: Source | Iterable[Source], *, batch_size: int = BATCH_SIZE, top: int = 1
+    ) -> list[Prediction]:
+        """One prediction for each picture, in order.
+
+        Args:
+            images: pictures, or a single one: paths of image files ("-" is standard input), Pillow images, uint8 RGB
+                arrays `(H, W, 3)`. An array `(N, H, W, 3)` counts as N pictures.
+            batch_size: how many pictures the model sees at once.
+            top: how many classes each prediction lists.
+
+        Raises:
+            UsageError: an option is out of range, or an array has another type or shape.
+            ToolkitError: a picture cannot be read, or the model failed. `stream` goes on after a bad picture.
+        """
+        predict.check_options(batch_size=batch_size, top=top)
+        sources = [images] if isinstance(images, str | os.PathLike | np.ndarray | Image.Image) else images
+        predictions = []
+        for result in predict.classify(self._session, _one_by_one(sources), batch_size=batch_size, top=top):
+            if isinstance(result, Failure):
+                raise ToolkitError(result.error)
+            predictions.append(result)
+        return predictions
+
+    def stream(
+        self, paths: PathLike | Iterable[PathLike], *, batch_size: int = BATCH_SIZE, top: int = 1
+    ) -> Iterator[Prediction | Failure]:
+        """Predictions for files, folders (all within), globs and "-" (standard input), as each batch is done.
+
+        Results come in the order of the paths. A picture that cannot be read yields a `Failure` in its place and the
+        rest go on. Memory stays the same however many pictures there are.
+
+        Raises:
+            UsageError: an option is out of range.
+            ToolkitError: the model failed.
+        """
+        several = [paths] if isinstance(paths, str | os.PathLike) else paths
+        return predict.stream(self._session, several, batch_size=batch_size, top=top)
+
+
+def _one_by_one(sources: Iterable[Source]) -> Iterator[Source]:
+    for source in sources:
+        if isinstance(source, np.ndarray):
+            yield from _images_of(source)
+        else:
+            yield source
+
+
+def _images_of(array: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3 or 0 in array.shape[-3:]:
+        raise UsageError(
+            f"an array of pictures must be uint8 (H, W, 3) or (N, H, W, 3), not {array.dtype} {array.shape}"
+        )
+    yield from array if array.ndim == 4 else [array]
