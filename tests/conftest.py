@@ -1,15 +1,15 @@
 """What the tests share: small data sets, short recipes, and the command line as a user runs it."""
 
-import os
-import subprocess
-import sys
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+import cli
 from toolkit.training.data import DataSource, Images
 from toolkit.training.recipe import Recipe
 
@@ -67,18 +67,27 @@ def recipe() -> Recipe:
     )
 
 
-@pytest.fixture(scope="session")
-def cifar() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the command line in a process of its own: cifar("data", "--json", cwd=...)."""
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
 
-    def run(*arguments: object, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)],
-            cwd=cwd,
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def cifar() -> Callable[..., Done]:
+    """Run a command as the command line does, within this process: cifar("data", "--json", cwd=...).
+
+    An exception that the command line would show as a traceback is raised here.
+    """
+
+    def run(*arguments: object, cwd: Path = ROOT) -> Done:
+        with contextlib.chdir(cwd):
+            result = CliRunner().invoke(cli.app, [str(word) for word in arguments], prog_name="cifar")
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Done(result.exit_code, result.stdout, result.stderr)
 
     return run

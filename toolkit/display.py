@@ -3,10 +3,12 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -16,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Table
 
 if TYPE_CHECKING:
     from toolkit.deploy.verify import Report
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from toolkit.training.metrics import Metrics
     from toolkit.training.recipe import Recipe
 
+REPORT_WIDTH = 120  # characters
 LONG_RUN = 15 * 60  # seconds from which on a run's first lines say how long it will take
 SECONDS_BEFORE_ESTIMATE = 5.0  # of steps, so that warming up does not distort the estimate much
 
@@ -162,12 +166,15 @@ def metrics_lines(metrics: "Metrics") -> str:
 
 def report_lines(report: "Report") -> str:
     """Each figure of the gate beside its limit."""
-    rows = [("check", "found", "limit", "")]
+    table = Table(box=None, pad_edge=False, show_header=True, header_style="")
+    for heading in ("check", "found", "limit", "outcome"):
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("check", "outcome"))
     for check in report.checks:
-        outcome = {True: "passed", False: "REJECTED", None: "not checked"}[check.passed]
-        rows.append((check.name, str(check.found), str(check.limit), outcome))
-    widths = [max(len(row[column]) for row in rows) + 2 for column in range(3)]
-    return "\n".join("".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)) for row in rows)
+        outcome = {True: "passed", False: "REJECTED", None: "reported"}[check.passed]
+        table.add_row(*map(escape, (check.name, check.found, check.limit, outcome)))
+    text = StringIO()
+    Console(file=text, width=REPORT_WIDTH, highlight=False, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 
 def data_lines(status: "DataStatus") -> str:

@@ -1,0 +1,7 @@
+"""Deployment: checkpoint in, verified ONNX file out."""
+
+from toolkit.deploy.export import export_onnx
+from toolkit.deploy.report import Check, Figures, Rejected, Report
+from toolkit.deploy.verify import verify
+
+__all__ = ["Check", "Figures", "Rejected", "Report", "export_onnx", "verify"]

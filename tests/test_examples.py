@@ -1,4 +1,4 @@
-"""The examples that need a model and pictures alone, run as a user runs them."""
+"""The examples, run as a user runs them."""
 
 import csv
 import os
@@ -44,3 +44,12 @@ def test_batch_folder(folder: Path) -> None:
         ("pictures/more/sea.png", "bird"),
     ]
     assert "not a picture" in rows[0]["error"]
+
+
+def test_train_export_predict(tmp_path: Path) -> None:
+    command = [sys.executable, EXAMPLES / "train_export_predict.py"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "epoch 8: loss" in done.stdout
+    assert "verified: " in done.stdout
+    assert "example/samples/heart-0001.png: heart" in done.stdout

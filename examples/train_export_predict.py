@@ -1,0 +1,30 @@
+"""The whole path from Python: train, export through the gate, predict.
+
+    python train_export_predict.py [DATA] [RECIPE] [FOLDER]
+
+DATA is a folder with CIFAR-10, or `demo` (the default) for the drawn pictures; RECIPE a preset or a file.
+"""
+
+import sys
+from pathlib import Path
+
+from toolkit.deploy import export_onnx
+from toolkit.inference import Classifier
+from toolkit.training import create_run, find_data, load_recipe, train
+from toolkit.training.data import write_samples
+
+
+def main(data: str = "demo", recipe_name: str = "demo", folder: str = "example") -> None:
+    recipe, source = load_recipe(recipe_name), find_data(data)
+    run = create_run(recipe, stem=recipe_name, root=Path(folder) / "runs")
+    for record in train(recipe, source=source, run=run):
+        print(f"epoch {record.epoch}: loss {record.train_loss:.3f}, validation accuracy {record.val_accuracy}")
+    report = export_onnx(run.best, Path(folder) / "model.onnx", data=source)  # raises where the gate rejects it
+    print(f"verified: {report.figures.test_correct} of {report.figures.test_images} test images")
+    samples = write_samples(source, Path(folder) / "samples")
+    for prediction in Classifier(Path(folder) / "model.onnx").predict(samples):
+        print(f"{prediction.path}: {prediction.label} ({prediction.probability:.1%})")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

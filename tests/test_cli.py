@@ -1,0 +1,218 @@
+"""The command line as a user meets it: results on stdout, notes on stderr, and an exit code for each kind of end."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+import cli
+from models import build_model
+from toolkit import __version__
+from toolkit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from toolkit.training.data import data_identity, find_data
+from toolkit.training.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, cifar):
+    """A folder with a finished run on the drawn data, two epochs long, and the process that made it."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = cifar("train", "--recipe", "demo", "--data", "demo", "--epochs", 2, "--json", "--tensorboard", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+@pytest.fixture(scope="module")
+def random_checkpoint(tmp_path_factory):
+    """A network that nothing was ever taught, as a checkpoint that belongs to the drawn data."""
+    torch.manual_seed(0)
+    source = find_data("demo")
+    path = tmp_path_factory.mktemp("random") / "random.pt"
+    arguments = {"num_classes": 10, "dropout_rate": 0.3}
+    weights = build_model("resnet20", **arguments).state_dict()
+    identity = data_identity("demo", source.train())
+    save_checkpoint(
+        Checkpoint("resnet20", arguments, source.class_names, Recipe().as_dict(), identity, 0, None, weights), path
+    )
+    return path
+
+
+def test_version_and_help(cifar):
+    assert cifar("--version").stdout == f"cifar {__version__}\n"
+    process = subprocess.run([sys.executable, ROOT / "cli.py", "--help"], capture_output=True, text=True, check=True)
+    text = process.stdout
+    for name in ("train", "evaluate", "export", "verify", "predict", "models", "data", "demo"):
+        assert f"  {name} " in text
+
+
+def test_train_gives_json_on_stdout_and_lines_on_stderr(trained):
+    folder, done = trained
+    summary = json.loads(done.stdout)
+    assert summary["epochs"] == 2
+    assert summary["run"] == "runs/demo-resnet20-seed0"
+    assert "Training resnet20 on demo, in runs/demo-resnet20-seed0" in done.stderr
+    assert "  2/2 " in done.stderr
+    names = {path.name for path in (folder / "runs" / "demo-resnet20-seed0").iterdir()}
+    assert {"recipe.toml", "metrics.jsonl", "best.pt", "last.pt", "summary.json", "curves.png"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+
+
+def test_a_finished_run_is_not_resumed(trained, cifar):
+    done = cifar("train", "--resume", "demo-resnet20-seed0", "--data", "demo", cwd=trained[0])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is finished: there is nothing to resume" in done.stderr
+
+
+def test_resume_keeps_its_own_recipe(trained, cifar):
+    done = cifar("train", "--resume", "demo-resnet20-seed0", "--epochs", 3, cwd=trained[0])
+    assert done.returncode == 2
+    assert "leave out --recipe, --name and the recipe's flags" in done.stderr
+
+
+def test_evaluate_a_run_as_table_json_and_picture(trained, cifar):
+    folder, _ = trained
+    table = cifar("evaluate", "--data", "demo", "--plot", "confusion.png", cwd=folder)
+    assert table.stdout.startswith("Accuracy  ")
+    assert "Evaluating runs/demo-resnet20-seed0/best.pt on the test set of demo" in table.stderr
+    assert (folder / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    result = json.loads(cifar("evaluate", "demo-resnet20-seed0", "--data", "demo", "--json", cwd=folder).stdout)
+    assert result["images"] == sum(map(sum, result["confusion"])) == 1000
+    assert result["correct"] == sum(result["confusion"][i][i] for i in range(10))
+
+
+def test_export_verify_evaluate_predict(trained, cifar, tmp_path):
+    folder, _ = trained
+    model = tmp_path / "model.onnx"
+    done = cifar("export", model, "--data", "demo", "--min-accuracy", "0.05", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["passed"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    checkpoint = folder / "runs" / "demo-resnet20-seed0" / "best.pt"
+    verified = cifar("verify", model, "--checkpoint", checkpoint, "--data", "demo", "--min-accuracy", "0.05")
+    assert verified.returncode == 0, verified.stderr
+    without = cifar("verify", model, "--data", "demo", "--min-accuracy", "0.05")
+    assert "not checked (no checkpoint)" in without.stdout
+    of_onnx = json.loads(cifar("evaluate", model, "--data", "demo", "--json").stdout)
+    of_torch = json.loads(cifar("evaluate", checkpoint, "--data", "demo", "--json").stdout)
+    assert of_onnx["confusion"] == of_torch["confusion"]
+    assert of_onnx["loss"] == pytest.approx(of_torch["loss"], abs=1e-4)
+
+    assert cifar("data", "--data", "demo", "--samples", tmp_path / "samples").returncode == 0
+    (tmp_path / "samples" / "broken.png").write_bytes(b"no picture")
+    predicted = cifar("predict", "samples", "--format", "jsonl", "--top", 2, cwd=tmp_path)
+    assert predicted.returncode == 1
+    assert "Model: model.onnx" in predicted.stderr
+    assert "broken.png" in predicted.stderr
+    rows = [json.loads(line) for line in predicted.stdout.splitlines()]
+    assert len(rows) == 10
+    assert all(len(row["top"]) == 2 and row["top"][0]["label"] == row["label"] for row in rows)
+    as_json = json.loads(cifar("predict", "samples", "--format", "json", cwd=tmp_path).stdout)
+    assert [row["path"] for row in as_json] == [row["path"] for row in rows]
+    as_csv = list(csv.DictReader(io.StringIO(cifar("predict", "samples", "--format", "csv", cwd=tmp_path).stdout)))
+    assert [row["label"] for row in as_csv] == [row["label"] for row in rows]
+    assert len(cifar("predict", "samples", cwd=tmp_path).stdout.splitlines()) == 10
+
+
+def test_a_random_checkpoint_is_rejected_and_nothing_is_written(random_checkpoint, cifar, tmp_path):
+    kept = tmp_path / "kept.onnx"
+    kept.write_bytes(b"what was there")
+    for output in (tmp_path / "new.onnx", kept):
+        done = cifar("export", output, "--checkpoint", random_checkpoint, "--data", "demo")
+        assert done.returncode == 3, done.stderr
+        assert "error: the model is rejected: accuracy: found" in done.stderr
+        assert "REJECTED" in done.stdout
+        assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.onnx"]
+    assert kept.read_bytes() == b"what was there"
+
+
+def test_a_model_of_other_data_is_not_judged(trained, cifar, tmp_path):
+    checkpoint = trained[0] / "runs" / "demo-resnet20-seed0" / "best.pt"
+    stranger = tmp_path / "stranger.pt"
+    values = load_checkpoint(checkpoint)
+    save_checkpoint(Checkpoint(**(vars(values) | {"data": {"name": "demo", "train_sha256": "0" * 64}})), stranger)
+    for command in (["evaluate", stranger], ["export", tmp_path / "x.onnx", "--checkpoint", stranger]):
+        done = cifar(*command, "--data", "demo")
+        assert done.returncode == 1
+        assert "was trained on demo" in done.stderr
+    assert not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "--data", "demo", "--epochs", "0"], 2, "epochs must be a whole number from 1, not 0"),
+        (["train", "--data", "demo", "--epochs", "many"], 2, "--epochs"),
+        (["train", "--recipe", "slow"], 2, "no recipe 'slow'"),
+        (["train", "--data", "demo", "--device", "gpu"], 2, "cannot use the device 'gpu'"),
+        (["train", "--data", "nowhere"], 1, "no CIFAR-10 where --data points"),
+        (["train", "--resume", "nothing"], 1, "no run 'nothing'; the runs in runs are: none yet"),
+        (["train", "--colour"], 2, "No such option"),
+        (["evaluate", "--data", "demo"], 1, "there is no finished run in runs: `cifar train` makes one"),
+        (
+            ["export", "m.onnx", "--min-accuracy", "nan", "--checkpoint", "x.pt", "--data", "demo"],
+            2,
+            "is nan; it must be",
+        ),
+        (
+            ["export", "m.onnx", "--min-accuracy", "91", "--checkpoint", "x.pt", "--data", "demo"],
+            2,
+            "is 91.0; it must be",
+        ),
+        (
+            ["export", "m.onnx", "--min-accuracy", "-1", "--checkpoint", "x.pt", "--data", "demo"],
+            2,
+            "is -1.0; it must be",
+        ),
+        (["export", "m.onnx", "--checkpoint", "x.pt", "--data", "demo"], 1, "no checkpoint at x.pt"),
+        (["export", "m.onnx", "--checkpoint", "x.pt", "--run", "y"], 2, "give --run or --checkpoint, not both"),
+        (["export"], 2, "Missing argument"),
+        (["verify", "nothing.onnx", "--data", "demo"], 1, "nothing.onnx"),
+        (["predict", "x.png", "--model", "nothing.onnx"], 1, "nothing.onnx"),
+        (["predict", "x.png", "--format", "xml"], 2, "--format must be one of table, json, jsonl, csv, not 'xml'"),
+        (["predict"], 2, "Missing argument"),
+        (["data", "--data", "nowhere"], 1, "the data are not complete"),
+        (["fly"], 2, "No such command"),
+    ],
+)
+def test_each_error_has_its_message_and_exit_code(arguments, code, message, cifar, tmp_path):
+    done = cifar(*arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_models_as_table_and_json(cifar):
+    assert "resnet20            272,474            40,813,184   yes" in cifar("models").stdout
+    assert [row["model"] for row in json.loads(cifar("models", "--json").stdout)] == [
+        "resnet20", "resnet20-wide", "resnet32", "m6",
+    ]  # fmt: skip
+
+
+def test_data_as_json(cifar):
+    status = json.loads(cifar("data", "--data", "demo", "--json").stdout)
+    assert (status["name"], status["complete"], status["train_count"]) == ("demo", True, 4000)
+
+
+def test_train_has_no_flag_that_is_not_passed_on():
+    """Every parameter of `train` is either a key of the recipe or used by name in its body."""
+    import inspect
+
+    from toolkit.training.recipe import recipe_keys
+
+    source = inspect.getsource(cli.train)
+    body = source[source.index('"""Train') :]
+    for name in set(inspect.signature(cli.train).parameters) - {key.name for key in recipe_keys()}:
+        assert name in body, name
+
+
+def test_python_cli_py_is_the_cifar_command():
+    text = (ROOT / "pyproject.toml").read_text()
+    assert 'cifar = "cli:main"' in text

@@ -1,0 +1,58 @@
+"""The wheel: built from the checkout, unpacked elsewhere, and used there."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "runs", "__pycache__", "*.onnx.tmp", "data")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with the contents of the wheel, as an installation would lay them out."""
+    place = tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT, place / "source", ignore=LEFT_OUT)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(place)]
+    done = subprocess.run([*build, str(place / "source")], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = place.glob("cifar-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(place / "site")
+    shutil.rmtree(place / "source")
+    return place / "site"
+
+
+def run(installed, tmp_path, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", "import cli; cli.main()", *map(str, arguments)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_everything_that_runs_is_in_the_wheel(installed):
+    names = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
+    for part in ("toolkit", "models"):
+        sources = {str(p.relative_to(ROOT)) for p in (ROOT / part).rglob("*") if p.suffix in (".py", ".toml", ".typed")}
+        assert sources <= names
+    assert {"cli.py", "toolkit/weights/model.onnx", "toolkit/weights/checkpoint.pt"} <= names
+    assert not any(name.startswith(("tests", "examples")) for name in names)
+
+
+def test_predict_and_train_from_the_wheel(installed, tmp_path):
+    Image.new("RGB", (40, 32), "skyblue").save(tmp_path / "sky.png")
+    done = run(installed, tmp_path, "predict", "sky.png")
+    assert done.returncode == 0, done.stderr
+    assert f"Model: {installed}" in done.stderr
+    done = run(installed, tmp_path, "train", "--recipe", "demo", "--data", "demo", "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "demo-resnet20-seed0" / "summary.json").is_file()

@@ -1,0 +1,155 @@
+"""Lower precisions: a float32 graph becomes float16, or int8 by calibration on training images.
+
+Preprocessing and softmax stay in float32: they cost next to nothing, and rounding pixels before the network sees them
+would be felt by every layer.
+"""
+
+import tempfile
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+
+from toolkit.deploy import graph
+from toolkit.deploy.graph import lean
+from toolkit.deploy.quiet import quiet
+from toolkit.errors import UsageError
+from toolkit.training.data import Images
+
+CALIBRATION_COUNT = 512  # training images; the ranges of these networks hardly move beyond that
+CALIBRATION_SEED = 0
+CALIBRATION_BATCH = 64
+
+# How the range of an activation follows from the calibration images.
+CALIBRATION_METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "entropy": CalibrationMethod.Entropy,
+    "percentile": CalibrationMethod.Percentile,
+}
+CALIBRATION_METHOD = "minmax"
+
+# Unsigned fits what follows a ReLU and is what CPU kernels multiply fastest; TensorRT takes signed and symmetric only.
+ACTIVATION_TYPES = {"cpu": QuantType.QUInt8, "gpu": QuantType.QInt8}
+
+# Every operator between the first convolution and the logits. A ReLU vanishes in the range of the tensor after it.
+QUANTIZED = ["Conv", "Relu", "Add", "AveragePool", "Reshape", "Gemm"]
+
+
+def to_fp16(model: ModelProto) -> ModelProto:
+    """A copy of a float32 graph whose network computes in float16; inputs and outputs keep their types.
+
+    By hand, because ONNX Runtime's converter also rounds between two nodes that it was told to leave in float32.
+    """
+    copy = ModelProto.FromString(model.SerializeToString())
+    before = _preprocessing(copy)
+    after = [node for node in copy.graph.node if node.op_type == "Softmax"]
+    network = list(copy.graph.node)[len(before) : -len(after)]
+    entering, leaving = before[-1].output[0], graph.LOGITS
+    for node in network:
+        node.input[:] = [_half(name) if name == entering else name for name in node.input]
+        node.output[:] = [_half(name) if name == leaving else name for name in node.output]
+    used = {name for node in network for name in node.input}
+    for tensor in copy.graph.initializer:
+        if tensor.name in used and tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    narrow = helper.make_node("Cast", [entering], [_half(entering)], name="to_float16", to=TensorProto.FLOAT16)
+    widen = helper.make_node("Cast", [_half(leaving)], [leaving], name="to_float32", to=TensorProto.FLOAT)
+    nodes = [*before, narrow, *network, widen, *after]
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    return lean(copy)
+
+
+def to_int8(
+    model: ModelProto,
+    images: NDArray[np.uint8],
+    *,
+    target: str = "cpu",
+    method: str = CALIBRATION_METHOD,
+) -> tuple[ModelProto, dict[str, Any]]:
+    """Quantize a float32 graph: static, QuantizeLinear and DequantizeLinear around each operator, weights per channel.
+
+    Args:
+        model: as `build_graph` makes it.
+        images: uint8 (N, 32, 32, 3): training images, from which the ranges of the activations are taken.
+        target: "cpu" (uint8 activations) or "gpu" (int8 activations, symmetric, float biases: TensorRT's form).
+        method: one of `CALIBRATION_METHODS`.
+
+    Returns:
+        The quantized graph, and how it was made, for its metadata.
+
+    Raises:
+        UsageError: an unknown target or method.
+    """
+    for what, value, valid in [("target", target, ACTIVATION_TYPES), ("method", method, CALIBRATION_METHODS)]:
+        if value not in valid:
+            raise UsageError(f"unknown {what} {value!r}: valid are {', '.join(valid)}")
+    # The logits stay in float: 256 steps between the smallest and the largest would make ties of near ones.
+    options: dict[str, Any] = {"OpTypesToExcludeOutputQuantization": ["Gemm"]}
+    if target == "gpu":
+        options |= {"ActivationSymmetric": True, "QuantizeBias": False}
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "int8.onnx"
+        quantize_static(
+            ModelProto.FromString(model.SerializeToString()),
+            output,
+            _Batches(images, graph.input_kind(model) or "uint8-nhwc"),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=QUANTIZED,
+            nodes_to_exclude=[node.name for node in _preprocessing(model)],
+            per_channel=True,
+            # Processors without VNNI add two products in 16 bits, which 8-bit weights overflow, unseen: 7 bits cannot.
+            reduce_range=target == "cpu",
+            activation_type=ACTIVATION_TYPES[target],
+            weight_type=QuantType.QInt8,
+            calibrate_method=CALIBRATION_METHODS[method],
+            extra_options=options,
+        )
+        quantized = onnx.load(output)
+    made = {"method": method, "images": len(images), "seed": CALIBRATION_SEED, "target": target}
+    return lean(quantized), made
+
+
+def calibration_images(train: Images, *, count: int = CALIBRATION_COUNT) -> NDArray[np.uint8]:
+    """`count` training images, chosen by `CALIBRATION_SEED`: uint8 (count, 32, 32, 3)."""
+    generator = torch.Generator().manual_seed(CALIBRATION_SEED)
+    chosen = torch.randperm(len(train), generator=generator)[:count]
+    images: NDArray[np.uint8] = train.images[chosen].permute(0, 2, 3, 1).contiguous().numpy()
+    return images
+
+
+class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+    """The calibration images in the form of the model's input, batch by batch."""
+
+    def __init__(self, images: NDArray[np.uint8], kind: str) -> None:
+        self.feeds: NDArray[Any] = images
+        if kind == "float-nchw":
+            self.feeds = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
+        self.start = 0
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        batch = self.feeds[self.start : self.start + CALIBRATION_BATCH]
+        self.start += CALIBRATION_BATCH
+        return {graph.IMAGES: batch} if len(batch) else None
+
+
+def _preprocessing(model: ModelProto) -> list[NodeProto]:
+    """What stands before the first convolution; nodes are in the order in which they run."""
+    return list(takewhile(lambda node: node.op_type != "Conv", model.graph.node))
+
+
+def _half(name: str) -> str:
+    """The name of a tensor's float16 form."""
+    return f"{name}_float16"
