@@ -155,7 +155,7 @@ def train(
         run = create_run(chosen, stem=stem, name=name, root=runs)
     note(f"{'Going on with' if resume else 'Training'} {chosen.run.model} on {source.name}, in {run.path}")
     try:
-        with TrainingDisplay(chosen, suggest_fast=resume is None and Path(recipe).stem != "fast") as display:
+        with TrainingDisplay(chosen, suggest_fast=source.name == "cifar10" and Path(recipe).stem != "fast") as display:
             records = train_network(
                 chosen, source=source, run=run, device=device, resume=resume is not None, progress=display.step
             )
@@ -241,6 +241,7 @@ def export(
 ) -> None:
     """Export a checkpoint to ONNX. The file appears only after it has passed the gate; exit code 3: rejected."""
     from toolkit.deploy.export import OPSET, export_onnx
+    from toolkit.deploy.report import Rejected
     from toolkit.display import download_bar
     from toolkit.training.data import find_data
 
@@ -250,7 +251,7 @@ def export(
     note(f"Exporting {source_file}")
     with download_bar() as progress:
         source = find_data(data, progress=progress)
-    with _reported(json_output, output):
+    try:
         report = export_onnx(
             source_file,
             output,
@@ -263,6 +264,9 @@ def export(
             provider=provider,
             progress=note,
         )
+    except Rejected as rejection:
+        _print_report(rejection.report, json_output, output)
+        raise
     _print_report(report, json_output, output)
     note(f"Verified and written: {output}")
 
@@ -279,29 +283,21 @@ def verify(
     json_output: Json = False,
 ) -> None:
     """Run the gate on an ONNX file that exists; exit code 3: rejected."""
+    from toolkit.deploy.report import Rejected
     from toolkit.deploy.verify import verify as verify_model
     from toolkit.display import download_bar
     from toolkit.training.data import find_data
 
     with download_bar() as progress:
         source = find_data(data, progress=progress)
-    with _reported(json_output, model):
-        report = verify_model(model, data=source, checkpoint=checkpoint, min_accuracy=min_accuracy, provider=provider)
+    try:
+        report = verify_model(
+            model, data=source, checkpoint=checkpoint, min_accuracy=min_accuracy, provider=provider, progress=note
+        )
+    except Rejected as rejection:
+        _print_report(rejection.report, json_output, model)
+        raise
     _print_report(report, json_output, model)
-
-
-class _reported:
-    """Print the report of a rejected model too, before its error goes on."""
-
-    def __init__(self, json_output: bool, path: Path) -> None:
-        self.json_output, self.path = json_output, path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if getattr(error, "report", None) is not None:
-            _print_report(error.report, self.json_output, self.path)
 
 
 def _print_report(report: Any, json_output: bool, path: Path) -> None:
@@ -397,6 +393,23 @@ def data(
             typer.echo(f"{len(written)} sample pictures in {samples}")
     if not status.complete:
         raise ToolkitError("the data are not complete: `cifar data --fetch` downloads them")
+
+
+@command
+def doctor(data: Data = None, json_output: Json = False) -> None:
+    """Tell what this machine has, which providers really run, and the commands that mend the rest."""
+    import dataclasses
+
+    from toolkit.display import doctor_lines
+    from toolkit.doctor import examine
+
+    findings = examine(data)
+    if json_output:
+        print_json([dataclasses.asdict(finding) for finding in findings])
+    else:
+        typer.echo(doctor_lines(findings))
+    if any(finding.ok is False for finding in findings):
+        raise ToolkitError("something that is needed does not work; the remedies stand above")
 
 
 @command

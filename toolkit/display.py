@@ -1,7 +1,7 @@
 """How progress and results look on a terminal. Progress is written to stderr; results come back as text."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
@@ -22,6 +22,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from toolkit.deploy.verify import Report
+    from toolkit.doctor import Finding
     from toolkit.training.data import DataStatus
     from toolkit.training.loop import EpochRecord
     from toolkit.training.metrics import Metrics
@@ -81,7 +82,7 @@ class TrainingDisplay:
 
     def _say_how_long(self, seconds: float) -> None:
         if self.suggest_fast and seconds > LONG_RUN:
-            self._print(f"These {self.epochs} epochs will take about {_duration(seconds)} on this machine. ")
+            self._print(f"These {self.epochs} epochs will take about {_duration(seconds)} on this machine.")
             self._print("A shorter way to 91% is the preset `fast`: cifar train --recipe fast")
 
     def epoch(self, record: "EpochRecord") -> None:
@@ -175,6 +176,18 @@ def report_lines(report: "Report") -> str:
     text = StringIO()
     Console(file=text, width=REPORT_WIDTH, highlight=False, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
+
+
+def doctor_lines(findings: "Sequence[Finding]") -> str:
+    """What was found on this machine, a line each, with the remedy below what is missing."""
+    width = max(len(finding.name) for finding in findings) + 2
+    lines = []
+    for finding in findings:
+        mark = {True: "ok", False: "BAD", None: "--"}[finding.ok]
+        lines.append(f"{mark:<4}{finding.name:<{width}}{finding.found}")
+        if finding.remedy:
+            lines.append(" " * (4 + width) + f"-> {finding.remedy}")
+    return "\n".join(lines)
 
 
 def data_lines(status: "DataStatus") -> str:

@@ -120,10 +120,8 @@ def open_model(path: str | os.PathLike[str], *, provider: str = "auto", threads:
     note = None
     if provider == "auto":
         onnx, provider, note = _open_best(content, options, display(path))
-    elif provider == "cpu":
-        onnx = _open_on_cpu(content, options, display(path))
     else:
-        onnx = _open_on_gpu(content, options, provider)
+        onnx = _open_on(provider, content, options, display(path))
     try:
         input_form = _check_interface(onnx, display(path))
         metadata = _metadata(onnx)
@@ -131,6 +129,19 @@ def open_model(path: str | os.PathLike[str], *, provider: str = "auto", threads:
         raise ToolkitError(f"{display(path)}: is damaged: a name or property in it is no text ({error})") from error
     class_names = _class_names(metadata, display(path))
     return Session(Path(path), provider, note, threads, input_form, class_names, metadata, onnx)
+
+
+def probe(content: bytes, *, provider: str) -> None:
+    """Open a model of any interface on just that provider, to see whether it can be had here.
+
+    Args:
+        content: the bytes of an ONNX file.
+        provider: "cpu", "cuda" or "tensorrt".
+
+    Raises:
+        ToolkitError: it cannot, and why.
+    """
+    _open_on(provider, content, _session_options(1), "the probe")
 
 
 def _session_options(threads: int) -> onnxruntime.SessionOptions:
@@ -154,6 +165,12 @@ def _open_best(
         except ToolkitError as error:
             note = f"running on the CPU: {error}"
     return _open_on_cpu(content, options, name), "cpu", note
+
+
+def _open_on(
+    provider: str, content: bytes, options: onnxruntime.SessionOptions, name: str
+) -> onnxruntime.InferenceSession:
+    return _open_on_cpu(content, options, name) if provider == "cpu" else _open_on_gpu(content, options, provider)
 
 
 def _open_on_cpu(content: bytes, options: onnxruntime.SessionOptions, name: str) -> onnxruntime.InferenceSession:

@@ -1,0 +1,41 @@
+"""The examination of the machine: one line for each thing, honest about providers, and JSON that a program reads."""
+
+import json
+
+import pytest
+
+from toolkit import doctor
+from toolkit.errors import ToolkitError
+
+
+def test_everything_that_the_tests_need_is_found():
+    findings = {finding.name: finding for finding in doctor.examine("demo")}
+    for name in ("Python", "torch", "torchvision", "onnx", "onnxscript", "ONNX Runtime", "provider cpu", "data"):
+        assert findings[name].ok, name
+    assert findings["provider cpu"].found == "opens a session"
+    assert findings["data"].found.startswith("demo: 4,000 training and 1,000 test images")
+
+
+def test_a_provider_counts_only_when_a_session_opens(monkeypatch):
+    def fails(content, *, provider):
+        raise ToolkitError(f"{provider} could not be opened")
+
+    monkeypatch.setattr("toolkit.inference.session.probe", fails)
+    findings = {finding.name: finding for finding in doctor.examine("demo")}
+    assert (findings["provider cpu"].ok, findings["provider cuda"].ok) == (False, None)
+    assert "onnxruntime-gpu[cuda,cudnn]" in findings["provider cuda"].remedy
+
+
+def test_missing_data_are_no_fault_and_name_the_command(tmp_path):
+    findings = {finding.name: finding for finding in doctor.examine(str(tmp_path))}
+    assert findings["data"].ok is None
+    assert findings["data"].remedy == "cifar data --fetch"
+
+
+@pytest.mark.parametrize("flag", [[], ["--json"]])
+def test_on_the_command_line(cifar, flag):
+    done = cifar("doctor", "--data", "demo", *flag)
+    if flag:
+        assert {row["name"] for row in json.loads(done.stdout)} >= {"torch", "provider tensorrt", "shipped model"}
+    else:
+        assert "ok  provider cpu" in done.stdout

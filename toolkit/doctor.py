@@ -1,0 +1,125 @@
+"""What this machine has for training, deployment and prediction, and the command that mends what is missing."""
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from toolkit import __version__
+from toolkit.errors import ToolkitError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination.
+
+    Attributes:
+        name: what was looked at.
+        found: what is there.
+        ok: whether it works; None where a machine may well lack it.
+        remedy: what to do about it; "" where nothing is to be done.
+    """
+
+    name: str
+    found: str
+    ok: bool | None = True
+    remedy: str = ""
+
+
+def examine(data: str | None = None) -> tuple[Finding, ...]:
+    """Look at everything; nothing is fetched, trained or written.
+
+    Args:
+        data: as for `toolkit.training.data.find_data`.
+    """
+    python = Finding("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}")
+    return (Finding("cifar", __version__), python, *_torch(), *_onnx_runtime(), *_data(data), *_shipped_model())
+
+
+def _torch() -> list[Finding]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return [Finding("torch", str(error), False, "pip install torch torchvision")]
+    built_for = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU"
+    found = [Finding("torch", f"{torch.__version__}, {built_for}")]
+    for name in ("torchvision", "onnx", "onnxscript"):
+        found.append(_package(name))
+    if torch.cuda.is_available():
+        devices = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+        return [*found, Finding("CUDA", f"{devices}; cuDNN {torch.backends.cudnn.version()}")]
+    remedy = "" if not torch.version.cuda else "with an NVIDIA GPU here: install or update its driver (`nvidia-smi`)"
+    found.append(Finding("CUDA", "torch sees no GPU: training runs on the CPU", None, remedy))
+    return found
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, version(name))
+    except PackageNotFoundError:
+        return Finding(name, "missing", False, f"pip install {name}")
+
+
+def _onnx_runtime() -> list[Finding]:
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as error:
+        return [Finding("ONNX Runtime", str(error), False, "pip install onnxruntime")]
+    cuda = getattr(onnxruntime, "cuda_version", "")
+    built_for = f"built for CUDA {cuda}" if cuda else "built for the CPU"
+    found = [Finding("ONNX Runtime", f"{onnxruntime.__version__}, {built_for}")]
+    return found + [_provider(name) for name in ("cpu", "cuda", "tensorrt")]
+
+
+def _provider(name: str) -> Finding:
+    """Whether a session on a one-layer model really opens; that a provider is offered says nothing."""
+    from toolkit.inference.session import probe
+
+    try:
+        probe(_one_layer_model(), provider=name)
+    except ToolkitError as error:
+        return Finding(f"provider {name}", str(error), False if name == "cpu" else None, _PROVIDER_REMEDIES[name])
+    return Finding(f"provider {name}", "opens a session")
+
+
+_PROVIDER_REMEDIES = {
+    "cpu": "pip install --force-reinstall onnxruntime",
+    "cuda": 'with an NVIDIA GPU here: pip install "onnxruntime-gpu[cuda,cudnn]"',
+    "tensorrt": "with an NVIDIA GPU here: pip install tensorrt, of the CUDA major that ONNX Runtime was built for",
+}
+
+
+def _one_layer_model() -> bytes:
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 4, 4]) for name in "xy")
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [1, 1, 3, 3], [1.0] * 9)
+    layer = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    graph = helper.make_graph([layer], "one_layer", [x], [y], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _data(data: str | None) -> list[Finding]:
+    from toolkit.training.data import data_status
+
+    status = data_status(data)
+    if status.complete:
+        images = f"{status.train_count:,} training and {status.test_count:,} test images"
+        return [Finding("data", f"{status.name}: {images}, in {status.folder or 'memory'} ({status.chosen_by})")]
+    wrong = [name for name, state in status.files.items() if state != "ok"]
+    which = "none of the files" if len(wrong) == len(status.files) else f"missing or damaged are {', '.join(wrong)}"
+    found = f"{status.name} in {status.folder} ({status.chosen_by}): {which}"
+    return [Finding("data", found, None, "cifar data --fetch")]
+
+
+def _shipped_model() -> list[Finding]:
+    from toolkit.inference.model_file import SHIPPED_MODEL
+    from toolkit.inference.session import open_model
+
+    try:
+        session = open_model(SHIPPED_MODEL, provider="cpu")
+    except ToolkitError as error:
+        return [Finding("shipped model", str(error), False, "pip install --force-reinstall cifar, or cifar export")]
+    claims = ", ".join(f"{key} {session.metadata.get(key, 'unknown')}" for key in ("model", "test_accuracy"))
+    return [Finding("shipped model", f"{SHIPPED_MODEL.name}: {claims}")]
