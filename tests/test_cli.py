@@ -216,3 +216,22 @@ def test_train_has_no_flag_that_is_not_passed_on():
 def test_python_cli_py_is_the_cifar_command():
     text = (ROOT / "pyproject.toml").read_text()
     assert 'cifar = "cli:main"' in text
+
+
+def test_demo_goes_the_whole_path_and_shows_each_command(cifar, tmp_path):
+    (tmp_path / "cifar-demo").mkdir()  # a folder of another demo, which is left alone
+    done = cifar("demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for command in (
+        "train --recipe demo",
+        "export cifar-demo-2/model.onnx",
+        "verify",
+        "data",
+        "predict cifar-demo-2/samples",
+    ):
+        assert f"$ cifar {command}" in done.stdout
+    predicted = [line.split() for line in done.stdout.splitlines() if line.endswith("-0001.png")]
+    assert len(predicted) == 10
+    right = [words[0] for words in predicted if words[-1].endswith(f"/{words[0]}-0001.png")]
+    assert len(right) >= 8
+    assert not any((tmp_path / "cifar-demo").iterdir())
