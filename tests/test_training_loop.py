@@ -107,9 +107,11 @@ def test_metrics_of_an_epoch_that_will_be_repeated_are_dropped(tmp_path, source,
     run.append_metrics({"epoch": 2, "train_loss": 0.0})  # written just before the process was killed
     with run.metrics.open("a") as file:
         file.write('{"epoch": 3, "tra')
+    (run.path / ".last.pt.x1y2.partial").write_bytes(b"half a checkpoint")
     list(train(recipe, source=source, run=run, device="cpu", resume=True))
     assert [record["epoch"] for record in run.read_metrics()] == [1, 2, 3]
     assert run.read_metrics()[1]["train_loss"] > 0
+    assert not list(run.path.glob(".*"))
 
 
 def test_resume_refuses_other_data(tmp_path, source, recipe):

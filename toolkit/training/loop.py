@@ -146,6 +146,7 @@ class _Trainer:
             self.best_epoch = best.epoch
             self.best_val_accuracy = -math.inf if best.val_accuracy is None else best.val_accuracy
         self.run.keep_metrics(last.epoch)
+        self.run.remove_leftovers()
         return last.epoch
 
     def patience_is_over(self, epochs_done: int) -> bool:
