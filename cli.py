@@ -155,7 +155,9 @@ def train(
         run = create_run(chosen, stem=stem, name=name, root=runs)
     note(f"{'Going on with' if resume else 'Training'} {chosen.run.model} on {source.name}, in {run.path}")
     try:
-        with TrainingDisplay(chosen, suggest_fast=source.name == "cifar10" and Path(recipe).stem != "fast") as display:
+        with TrainingDisplay(
+            chosen, suggest_fast=resume is None and source.name == "cifar10" and Path(recipe).stem != "fast"
+        ) as display:
             records = train_network(
                 chosen, source=source, run=run, device=device, resume=resume is not None, progress=display.step
             )

@@ -1,6 +1,7 @@
 """The loop: what it trains on; that it repeats itself, resumes exactly and agrees with a plain loop."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -263,14 +264,18 @@ def test_crop_size_grows_at_the_share_of_the_epochs():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_the_last_boundary_and_says_how_to_go_on(tmp_path, number):
     command = [sys.executable, str(ROOT / "cli.py"), "train", "--data", "demo", "--recipe", "demo", "--epochs", "1000"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background ignores SIGINT
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     last = tmp_path / "runs" / "demo-resnet20-seed0" / "last.pt"
     deadline = time.monotonic() + 120
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(0.5)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, errors
     assert "cifar train --resume runs/demo-resnet20-seed0 --data demo" in errors
     assert "Traceback" not in errors
