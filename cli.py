@@ -101,6 +101,7 @@ def train(
     runs: Runs = Path("runs"),
     resume: Annotated[str | None, typer.Option(help="Go on with this run, by name or path, where it stopped.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    step: Annotated[str, typer.Option(help="Kind of step: auto, eager, compiled, graph or compiled-graph.")] = "auto",
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also log for TensorBoard in the run folder.")
     ] = False,
@@ -157,7 +158,14 @@ def train(
     try:
         with TrainingDisplay(chosen, suggest_fast=source.name == "cifar10" and Path(recipe).stem != "fast") as display:
             records = train_network(
-                chosen, source=source, run=run, device=device, resume=resume is not None, progress=display.step
+                chosen,
+                source=source,
+                run=run,
+                device=device,
+                resume=resume is not None,
+                progress=display.step,
+                mode=step,
+                note=display.note,
             )
             for record in _logged(records, run.path) if tensorboard else records:
                 display.epoch(record)

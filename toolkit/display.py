@@ -85,6 +85,10 @@ class TrainingDisplay:
             self._print(f"These {self.epochs} epochs will take about {_duration(seconds)} on this machine.")
             self._print("A shorter way to 91% is the preset `fast`: cifar train --recipe fast")
 
+    def note(self, text: str) -> None:
+        """Print a remark above the live line."""
+        self._print(text)
+
     def epoch(self, record: "EpochRecord") -> None:
         """Print the line of an epoch that has ended."""
         self.epochs_done = record.epoch
