@@ -86,7 +86,7 @@ class TrainingStep:
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate  # again each time: an optimiser's state that is loaded brings its own, on the CPU
         if self._compiled is not None and len(indices) == self._batch_size and crop_size not in self._compiled_crops:
-            self._compile(crop_size)
+            self._elsewhere(lambda: self._compile(crop_size))
         if self._captured is not None:
             self._captured(indices, crop_size)
         else:
@@ -141,6 +141,10 @@ class TrainingStep:
         for buffer, before in zip(self.network.buffers(), buffers, strict=True):
             buffer.copy_(before)
         self.seconds_compiling += time.perf_counter() - start
+
+    def _elsewhere(self, work: Callable[[], None]) -> None:
+        """Do it on the stream of the captured steps, if there are any: autograd may remember where it first ran."""
+        self._captured.recorder.run(work) if self._captured is not None else work()
 
     def _capturing(self, batch_size: int) -> CapturedStep:
         device = self.labels.device
