@@ -41,7 +41,7 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def command(function: Command, *, group: typer.Typer = app, name: str | None = None) -> Command:
-    """Make a function a command, of the program or of a group: its errors become a message and an exit code, here alone."""
+    """Make a function a command, of `group`: its errors become a message and an exit code, here and nowhere else."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
