@@ -40,8 +40,8 @@ Provider = Annotated[str, typer.Option("--provider", help="Where ONNX Runtime ru
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
-def command(function: Command) -> Command:
-    """Make a function a command: its errors become a message and an exit code, here and nowhere else."""
+def command(function: Command, *, group: typer.Typer = app, name: str | None = None) -> Command:
+    """Make a function a command, of `group`: its errors become a message and an exit code, here and nowhere else."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -55,7 +55,7 @@ def command(function: Command) -> Command:
             note("interrupted" if not str(interrupt) else str(interrupt))
             raise typer.Exit(130) from interrupt
 
-    app.command()(run)
+    group.command(name)(run)
     return function
 
 
@@ -101,6 +101,7 @@ def train(
     runs: Runs = Path("runs"),
     resume: Annotated[str | None, typer.Option(help="Go on with this run, by name or path, where it stopped.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    step: Annotated[str, typer.Option(help="Kind of step: auto, eager, compiled, graph or compiled-graph.")] = "auto",
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also log for TensorBoard in the run folder.")
     ] = False,
@@ -159,7 +160,14 @@ def train(
             chosen, suggest_fast=resume is None and source.name == "cifar10" and Path(recipe).stem != "fast"
         ) as display:
             records = train_network(
-                chosen, source=source, run=run, device=device, resume=resume is not None, progress=display.step
+                chosen,
+                source=source,
+                run=run,
+                device=device,
+                resume=resume is not None,
+                progress=display.step,
+                mode=step,
+                note=display.note,
             )
             for record in _logged(records, run.path) if tensorboard else records:
                 display.epoch(record)
@@ -440,6 +448,28 @@ def _fresh(folder: Path) -> Path:
     """`folder`, or with a number behind it where it exists already."""
     candidates = [folder, *(folder.with_name(f"{folder.name}-{number}") for number in range(2, 10_000))]
     return next(path for path in candidates if not path.exists())
+
+
+bench = typer.Typer(help="Time what the toolkit does on this machine.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench, name="bench")
+
+
+@functools.partial(command, group=bench, name="train")
+def bench_train(
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    batch_size: Annotated[
+        list[int] | None, typer.Option(help="Images a step; may be given more than once. [default: 128, 32, 512]")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One short round, and nothing that is compiled.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Our training steps beside the conventional loop, on random images of CIFAR-10's size."""
+    from toolkit.display import training_benchmark_lines
+    from toolkit.training.benchmark import BATCH_SIZES
+    from toolkit.training.benchmark import bench_train as measure
+
+    result = measure(device, batch_sizes=batch_size or BATCH_SIZES, quick=quick, progress=note)
+    print_json(result.as_dict()) if json_output else typer.echo(training_benchmark_lines(result))
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from toolkit.deploy.verify import Report
     from toolkit.doctor import Finding
+    from toolkit.training.benchmark import TrainingBenchmark
     from toolkit.training.data import DataStatus
     from toolkit.training.loop import EpochRecord
     from toolkit.training.metrics import Metrics
@@ -84,6 +85,10 @@ class TrainingDisplay:
         if self.suggest_fast and seconds > LONG_RUN:
             self._print(f"These {self.epochs} epochs will take about {_duration(seconds)} on this machine.")
             self._print("A shorter way to 91% is the preset `fast`: cifar train --recipe fast")
+
+    def note(self, text: str) -> None:
+        """Print a remark above the live line."""
+        self._print(text)
 
     def epoch(self, record: "EpochRecord") -> None:
         """Print the line of an epoch that has ended."""
@@ -199,3 +204,26 @@ def data_lines(status: "DataStatus") -> str:
     if status.complete:
         lines.append(f"{status.train_count:,} training and {status.test_count:,} test images, every MD5 right")
     return "\n".join(lines)
+
+
+def training_benchmark_lines(benchmark: "TrainingBenchmark") -> str:
+    """The rows of `cifar bench train` as a table."""
+    libraries = ", ".join(f"{name} {number}" for name, number in benchmark.libraries.items())
+    lines = [
+        f"{benchmark.model}, {benchmark.images:,} random images, {libraries}",
+        f"{benchmark.device}, {benchmark.cores} cores",
+        f"{'batch':>5}  {'step':<42}{'images/s':>10}{'ratio':>8}{'start s':>9}{'first 5 steps s':>17}{'peak MB':>9}",
+    ]
+    for row in benchmark.rows:
+        memory = None if row.peak_memory is None else row.peak_memory / 1e6
+        lines.append(
+            f"{row.variant.batch_size:>5}  {row.variant.name:<42}{_number(row.images_per_second, ',.0f'):>10}"
+            f"{_number(row.ratio, '.2f'):>8}{_number(row.startup_seconds, '.1f'):>9}"
+            f"{_number(row.first_steps_seconds, '.1f'):>17}{_number(memory, ',.0f'):>9}"
+            + (f"  {row.note}" if row.note else "")
+        )
+    return "\n".join(lines)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from toolkit.cores import available_cores
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.inference.cores import available_cores
 from toolkit.inference.image import MAX_BYTES, SIDE, picture_suffixes, prepare, read_image
 from toolkit.inference.names import display
 from toolkit.inference.session import Session

@@ -15,8 +15,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from toolkit.cores import available_cores
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.inference.cores import available_cores
 from toolkit.inference.model_file import read_model
 from toolkit.inference.names import display
 

@@ -1,11 +1,13 @@
 """The machine's side of a run: which device, which number format, and memory that stays in the process."""
 
 import ctypes
+import os
 import platform
 import sys
 
 import torch
 
+from toolkit.cores import available_cores
 from toolkit.errors import UsageError
 
 
@@ -61,6 +63,21 @@ def _cpu_model() -> str:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def use_available_cores() -> None:
+    """Take no more threads than the cores that this process may use; a number in OMP_NUM_THREADS is left as it is.
+
+    Torch itself heeds the affinity, but not a container's quota, beyond which its threads are stopped at every turn.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
+
+
+def let_cudnn_choose(device: torch.device) -> None:
+    """Let cuDNN time its algorithms for each shape: a run has few shapes and many steps."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
 
 
 def keep_freed_memory() -> None:

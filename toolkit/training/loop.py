@@ -23,8 +23,16 @@ from toolkit.errors import ToolkitError
 from toolkit.training.augment import padded
 from toolkit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from toolkit.training.data import DataSource, Images, data_identity, require_same_data, split
-from toolkit.training.device import choose_device, choose_dtype, device_name, keep_freed_memory
+from toolkit.training.device import (
+    choose_device,
+    choose_dtype,
+    device_name,
+    keep_freed_memory,
+    let_cudnn_choose,
+    use_available_cores,
+)
 from toolkit.training.metrics import Metrics, compute_logits, measure
+from toolkit.training.mode import choose_mode
 from toolkit.training.plots import plot_confusion, plot_curves
 from toolkit.training.recipe import Recipe
 from toolkit.training.run import RunFolder
@@ -34,6 +42,7 @@ from toolkit.training.step import TrainingStep, make_optimizer
 SPLIT_SEED = 0  # the same validation images in every run, so that runs can be compared image by image
 
 Progress = Callable[[int, int], None]  # images of this epoch done, and in all
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,8 @@ def train(
     device: str = "auto",
     resume: bool = False,
     progress: Progress | None = None,
+    mode: str = "auto",
+    note: Note | None = None,
 ) -> Iterator[EpochRecord]:
     """Train by `recipe`, yield a record after each epoch, and write the run folder's files.
 
@@ -85,14 +96,19 @@ def train(
         device: "auto", or a torch device.
         resume: go on after the last epoch on disk.
         progress: called after each step with the images done in this epoch, and those it has in all.
+        mode: the kind of step: "auto", "eager", "compiled", "graph" or "compiled-graph".
+        note: told which kind of step is taken and why, where there is something to say.
 
     Raises:
         ToolkitError: the loss is no longer finite; the data are not those that the run began with; a file cannot be
             read or written.
-        UsageError: the device cannot be used; no such split of the data.
+        UsageError: the device cannot be used; no such split of the data; no such kind of step.
     """
     keep_freed_memory()
-    trainer = _Trainer(recipe, source=source, run=run, device=choose_device(device))
+    use_available_cores()
+    trainer = _Trainer(
+        recipe, source=source, run=run, device=choose_device(device), mode=mode, note=note or (lambda text: None)
+    )
     epochs_done = trainer.load() if resume else trainer.begin()
     for epoch in range(epochs_done + 1, recipe.epochs + 1):
         if trainer.patience_is_over(epoch - 1):
@@ -104,7 +120,9 @@ def train(
 class _Trainer:
     """The state of a run between two epochs: data, network, optimiser, and the best epoch so far."""
 
-    def __init__(self, recipe: Recipe, *, source: DataSource, run: RunFolder, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, *, source: DataSource, run: RunFolder, device: torch.device, mode: str, note: Note
+    ) -> None:
         self.recipe, self.run, self.device = recipe, run, device
         self.dtype = choose_dtype(recipe.run.precision, device)
         images = source.train()
@@ -112,6 +130,8 @@ class _Trainer:
         self.class_names = source.class_names
         self.train_images, self.val_images = split_images(images, recipe.run.val_size)
         self.model_args: dict[str, Any] = {"num_classes": len(self.class_names), "dropout_rate": recipe.dropout_rate}
+        self.mode = self._choose_mode(mode, note)
+        let_cudnn_choose(device)
         self._seed(epoch=0)
         self.network: ResNet = build_model(recipe.run.model, **self.model_args)
         self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -123,9 +143,19 @@ class _Trainer:
             images=padded(self.train_images.images, recipe.data_augmentation.crop_padding).to(device),
             labels=self.train_images.labels.to(device),
             dtype=self.dtype,
+            mode=self.mode,
+            note=note,
         )
         self.best_epoch, self.best_val_accuracy = 0, -math.inf
         self.seconds = 0.0  # over all epochs, and over all the processes that trained them
+
+    def _choose_mode(self, mode: str, note: Note) -> str:
+        shapes = len({crop_size_of(self.recipe, epoch) for epoch in range(1, self.recipe.epochs + 1)})
+        images = len(self.train_images) * self.recipe.epochs
+        choice = choose_mode(mode, self.device, self.dtype, images=images, shapes=shapes)
+        if choice.note:
+            note(choice.note)
+        return choice.mode
 
     def begin(self) -> int:
         """Put the untrained network on disk, so that even a run that is killed at once can be resumed."""
@@ -188,7 +218,7 @@ class _Trainer:
         """All steps of one epoch; returns the last learning rate. Each image is seen once, in a random order."""
         images = len(self.train_images)
         crop_size = crop_size_of(self.recipe, epoch)
-        order = torch.randperm(images).to(self.device)
+        order = torch.randperm(images, device=self.device)
         rate, done = 0.0, 0
         for indices in order.split(self.recipe.batch_size):
             rate = learning_rate(self.recipe, epoch - 1 + done / images)
@@ -258,6 +288,7 @@ class _Trainer:
                 },
                 "training_seconds": self.seconds,
                 "device": device_name(self.device),
+                "step": self.mode,
                 "precision": str(self.dtype).removeprefix("torch."),
                 "data": self.identity,
                 "libraries": library_versions(),

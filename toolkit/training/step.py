@@ -1,10 +1,17 @@
-"""One optimisation step: indices of a batch in, updated weights out; sums for the metrics stay on the device."""
+"""One optimisation step: indices of a batch in, updated weights out; sums for the metrics stay on the device.
+
+Eager, compiled or a captured CUDA graph behind one call; `toolkit.training.mode` chooses.
+"""
+
+import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.training.augment import crop_and_flip, mixup, normalised
+from toolkit.training.capture import CapturedStep, CudaGraphs, first_line
 from toolkit.training.recipe import Recipe
 
 
@@ -23,7 +30,9 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     learning_rate = torch.tensor(recipe.learning_rate, device=device)
     fused = device.type in ("cuda", "cpu")
     if recipe.optimizer == "Adam":
-        return torch.optim.Adam(groups, lr=learning_rate, betas=(recipe.momentum, 0.999), fused=fused)
+        capturable = device.type == "cuda"  # SGD's fused kernel needs no such word
+        betas = (recipe.momentum, 0.999)
+        return torch.optim.Adam(groups, lr=learning_rate, betas=betas, fused=fused, capturable=capturable)
     return torch.optim.SGD(groups, lr=learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
 
 
@@ -37,6 +46,11 @@ class TrainingStep:
         images: the padded training images (`augment.padded`), uint8 (N, S, S, 3), on the device.
         labels: int64 (N,), on the device.
         dtype: number format of the forward pass; the weights and the loss stay float32.
+        mode: "eager", "compiled", "graph" or "compiled-graph". Batches that are not full are always eager.
+        note: told when compiling or capturing turns out to be impossible; the steps are then eager.
+
+    Attributes:
+        seconds_compiling: spent in the compiler so far.
     """
 
     def __init__(
@@ -48,6 +62,8 @@ class TrainingStep:
         images: Tensor,
         labels: Tensor,
         dtype: torch.dtype,
+        mode: str = "eager",
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.network = network
         self.optimizer = optimizer
@@ -55,12 +71,29 @@ class TrainingStep:
         self.images = images
         self.labels = labels
         self.dtype = dtype
+        self.note = note
+        self.seconds_compiling = 0.0
         self._sums = torch.zeros(2, device=labels.device)  # loss and right answers, each times images
+        self._rate = torch.zeros((), device=labels.device)
+        self._batch_size = recipe.batch_size
+        self._compiled = torch.compile(network, dynamic=False) if "compiled" in mode else None
+        self._compiled_crops: set[int] = set()
+        self._captured = self._capturing(recipe.batch_size) if "graph" in mode else None
 
     def __call__(self, indices: Tensor, learning_rate: float, *, crop_size: int = 32) -> None:
         """Train on the images at `indices`, int64 (B,), cropped to `crop_size` pixels a side."""
+        self._rate.fill_(learning_rate)
         for group in self.optimizer.param_groups:
-            group["lr"].fill_(learning_rate)
+            group["lr"] = self._rate  # again each time: an optimiser's state that is loaded brings its own, on the CPU
+        if self._compiled is not None and len(indices) == self._batch_size and crop_size not in self._compiled_crops:
+            self._elsewhere(lambda: self._compile(crop_size))
+        if self._captured is not None:
+            self._captured(indices, crop_size)
+        else:
+            self._update(indices, crop_size)
+
+    def _update(self, indices: Tensor, crop_size: int) -> None:
+        """The step itself. Nothing here waits for the device or depends on what it computed, so it can be captured."""
         windows = crop_and_flip(
             self.images,
             indices,
@@ -72,9 +105,7 @@ class TrainingStep:
         partners, weight = labels, torch.ones((), device=labels.device)
         if self.augmentation.mixup_alpha > 0:
             images, partners, weight = mixup(images, labels, self.augmentation.mixup_alpha)
-        with torch.autocast(labels.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.network(images)
-        logits = logits.float()
+        logits = self._logits(images)
         loss = weight * F.cross_entropy(logits, labels)
         if partners is not labels:
             loss = loss + (1 - weight) * F.cross_entropy(logits, partners)
@@ -82,6 +113,49 @@ class TrainingStep:
         loss.backward()
         self.optimizer.step()
         self._count(loss.detach(), logits.detach(), labels, partners, weight)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Float32 (B, K), by the compiled network where this shape was compiled."""
+        full = len(images) == self._batch_size
+        network = self._compiled if full and images.shape[-1] in self._compiled_crops else self.network
+        assert network is not None
+        # A step uses each weight once, so autocast has no use for copies; and a captured graph must not refer to any.
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False):
+            logits: Tensor = network(images)
+        return logits.float()
+
+    def _compile(self, crop_size: int) -> None:
+        """Compile forward and backward for this crop size on a batch of zeros, which leaves no trace in the run."""
+        start = time.perf_counter()
+        device = self.labels.device
+        buffers = [buffer.clone() for buffer in self.network.buffers()]  # BatchNorm's, which even a forward pass moves
+        zeros = torch.zeros(self._batch_size, 3, crop_size, crop_size, device=device)
+        self._compiled_crops.add(crop_size)
+        try:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                self._logits(zeros.contiguous(memory_format=torch.channels_last)).sum().backward()
+        except Exception as error:  # any compiler may fail in any way; without it the run is slower, and no less right
+            self._compiled, self._compiled_crops = None, set()
+            self.note(f"the steps are not compiled: the compiler failed ({type(error).__name__}: {first_line(error)})")
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, before in zip(self.network.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        self.seconds_compiling += time.perf_counter() - start
+
+    def _elsewhere(self, work: Callable[[], None]) -> None:
+        """Do it on the stream of the captured steps, if there are any: autograd may remember where it first ran."""
+        self._captured.recorder.run(work) if self._captured is not None else work()
+
+    def _capturing(self, batch_size: int) -> CapturedStep:
+        device = self.labels.device
+        return CapturedStep(
+            self._update,
+            batch_size=batch_size,
+            recorder=CudaGraphs(device),
+            device=device,
+            before_recording=lambda: self.optimizer.zero_grad(set_to_none=True),  # gradients then lie in the graph
+            note=self.note,
+        )
 
     def _count(self, loss: Tensor, logits: Tensor, labels: Tensor, partners: Tensor, weight: Tensor) -> None:
         """Add the batch to the sums; under mixup a label is right by its share in the image."""

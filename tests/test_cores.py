@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.inference.cores import available_cores
+from toolkit.cores import available_cores
 
 
 @pytest.fixture(autouse=True)

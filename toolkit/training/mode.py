@@ -1,0 +1,79 @@
+"""Which kind of step a run takes: eager, compiled, captured as a CUDA graph, or both; and the reason, in words.
+
+The choice follows from the recipe and the device alone, never from a timing: so a run repeats itself, and a resumed run
+takes the same steps as the uninterrupted one.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from toolkit.errors import UsageError
+
+MODES = ("auto", "eager", "compiled", "graph", "compiled-graph")
+
+
+@dataclass(frozen=True)
+class CompileFigures:
+    """What compiling costs and gains on one kind of device and number format.
+
+    Attributes:
+        seconds: to compile forward and backward for one shape.
+        eager, compiled: images a second at batch 128.
+    """
+
+    seconds: float
+    eager: float
+    compiled: float
+
+    def pays(self, images: int, shapes: int) -> bool:
+        """Whether compiling `shapes` shapes takes less time than it saves over `images` images."""
+        return images * (1 / self.eager - 1 / self.compiled) > shapes * self.seconds
+
+
+# Measured on an AMD EPYC with AVX-512-BF16, two threads, torch 2.15. Where bfloat16 halves the convolutions, compiling
+# loses: inductor's BatchNorm is no faster than torch's own. CUDA has not been measured: `cifar bench train` does.
+MEASURED = {
+    ("cpu", torch.float32): CompileFigures(seconds=60, eager=472, compiled=514),
+    ("cpu", torch.bfloat16): CompileFigures(seconds=60, eager=867, compiled=748),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A mode that is no longer "auto", and why it was taken ("" where there is nothing to say)."""
+
+    mode: str
+    note: str = ""
+
+
+def choose_mode(mode: str, device: torch.device, dtype: torch.dtype, *, images: int, shapes: int = 1) -> Choice:
+    """The kind of step for a run.
+
+    Args:
+        mode: one of `MODES`; anything but "auto" is taken at its word where the device can do it.
+        device: where the run trains.
+        dtype: number format of the forward pass.
+        images: how many images the whole run trains on, epochs times training images.
+        shapes: how many sizes of batch are compiled: one a crop size.
+
+    Raises:
+        UsageError: no such mode.
+    """
+    if mode not in MODES:
+        raise UsageError(f"the step must be one of {', '.join(MODES)}, not {mode!r}")
+    if mode in ("graph", "compiled-graph") and device.type != "cuda":
+        rest = "compiled" if mode == "compiled-graph" else "eager"
+        return Choice(rest, f"only CUDA captures graphs, so the steps on {device.type} are {rest}")
+    if mode != "auto":
+        return Choice(mode)
+    if device.type == "cuda":
+        return Choice("graph", "steps are captured as CUDA graphs; not compiled, which has not been measured here")
+    figures = MEASURED.get((device.type, dtype))
+    if figures is None:
+        return Choice("eager")
+    if figures.pays(images, shapes):
+        return Choice("compiled", f"compiling the network first, about {shapes * figures.seconds:.0f} s: it pays here")
+    if figures.compiled < figures.eager:
+        return Choice("eager")
+    return Choice("eager", "not compiling the network: the run is too short for that to pay")
