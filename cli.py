@@ -83,11 +83,9 @@ def options(
     """Options of `cifar` itself, before any command."""
 
 
-RECIPE = "Recipe (each overrides the recipe's own value)"
-
-
-def _flag(help: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=RECIPE, show_default=False)
+def _flag(help: str) -> Any:
+    """A key of the recipe: what is given here overrides the recipe's own value."""
+    return typer.Option(help=f"Recipe: {help}", show_default=False)
 
 
 @command
@@ -133,10 +131,12 @@ def train(
     """Train a network; every choice is in the recipe, and each key of the recipe has a flag."""
     from toolkit.display import TrainingDisplay, download_bar, run_lines
     from toolkit.training.data import find_data
+    from toolkit.training.device import choose_device
     from toolkit.training.loop import train as train_network
     from toolkit.training.recipe import load_recipe, recipe_from_flags
     from toolkit.training.run import create_run, open_run
 
+    choose_device(device)  # before anything is made
     changes = recipe_from_flags(context.params)
     if resume is not None:
         if changes or name is not None or _given(context, "recipe"):
@@ -150,31 +150,38 @@ def train(
     else:
         chosen = load_recipe(recipe).replaced(changes)
     with download_bar() as progress:
-        source = find_data(data, progress=progress)
+        source = find_data(data or _demo_if_trained_on_it(run.last if resume else None), progress=progress)
     if resume is None:
-        stem = f"{Path(recipe).stem}-{chosen.run.model}-seed{chosen.run.seed}"
-        run = create_run(chosen, stem=stem, name=name, root=runs)
+        path = Path(recipe)
+        stem = path.parent.name if path.name == "recipe.toml" and path.parent.name else path.stem
+        run = create_run(chosen, stem=f"{stem}-{chosen.run.model}-seed{chosen.run.seed}", name=name, root=runs)
     note(f"{'Going on with' if resume else 'Training'} {chosen.run.model} on {source.name}, in {run.path}")
+    shown = TrainingDisplay(
+        chosen,
+        epochs_done=len(run.read_metrics()),
+        suggest_fast=resume is None and source.name == "cifar10" and Path(recipe).stem != "fast",
+    )
     try:
-        with TrainingDisplay(
-            chosen, suggest_fast=resume is None and source.name == "cifar10" and Path(recipe).stem != "fast"
-        ) as display:
+        with shown:
             records = train_network(
                 chosen,
                 source=source,
                 run=run,
                 device=device,
                 resume=resume is not None,
-                progress=display.step,
+                progress=shown.step,
                 mode=step,
-                note=display.note,
+                note=shown.note,
             )
             for record in _logged(records, run.path) if tensorboard else records:
-                display.epoch(record)
+                shown.epoch(record)
     except KeyboardInterrupt as interrupt:
-        go_on = f"cifar train --resume {shlex.quote(str(run.path))}" + (f" --data {shlex.quote(data)}" if data else "")
+        again = ["cifar", "train", "--resume", str(run.path), *(["--data", data] if data else [])]
+        again += ["--device", device] if device != "auto" else []
+        again += ["--step", step] if step != "auto" else []
+        again += ["--tensorboard"] if tensorboard else []
         raise KeyboardInterrupt(
-            f"interrupted; the last finished epoch is in {run.last}. Go on with: {go_on}"
+            f"interrupted; the last epoch boundary is kept in {run.path}. Go on with: {shlex.join(again)}"
         ) from interrupt
     summary = run.read_summary()
     print_json(summary | {"run": str(run.path)}) if json_output else typer.echo(run_lines(run.path, summary))
@@ -186,6 +193,18 @@ def _given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def _demo_if_trained_on_it(path: Path | None) -> str | None:
+    """`demo` where a checkpoint or an ONNX file says that it belongs to the drawn data: those need no --data."""
+    if path is None or not path.is_file():
+        return None
+    from toolkit.deploy.evaluate import claimed_data
+
+    if claimed_data(path).get("name") != "demo":
+        return None
+    note("Taking the drawn data, on which this was trained")
+    return "demo"
+
+
 def _logged(records: Any, folder: Path) -> Any:
     from toolkit.training.tensorboard import logged
 
@@ -195,7 +214,7 @@ def _logged(records: Any, folder: Path) -> Any:
 @command
 def evaluate(
     target: Annotated[
-        str | None, typer.Argument(help="A checkpoint, a run, or an ONNX file. [default: the newest run]")
+        str | None, typer.Argument(help="A checkpoint, a run, or an ONNX file. [default: the newest finished run]")
     ] = None,
     data: Data = None,
     runs: Runs = Path("runs"),
@@ -210,9 +229,11 @@ def evaluate(
     from toolkit.training.data import find_data
     from toolkit.training.plots import plot_confusion
 
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise UsageError(f"--plot writes PNG files, so {plot} must end in .png")
     path = _model_file(target, runs)
     with download_bar() as progress:
-        source = find_data(data, progress=progress)
+        source = find_data(data or _demo_if_trained_on_it(path), progress=progress)
     note(f"Evaluating {path} on the test set of {source.name}")
     metrics = evaluate_file(path, source=source, provider=provider, device=device)
     if plot is not None:
@@ -225,13 +246,18 @@ def _model_file(target: str | None, runs: Path) -> Path:
     """The file that the user means: itself, or the best checkpoint of a run."""
     if target is not None and Path(target).is_file():
         return Path(target)
+    if target is not None and Path(target).suffix in (".onnx", ".pt"):
+        raise ToolkitError(f"no such file: {target}")
     return _run_checkpoint(target, runs)
 
 
 def _run_checkpoint(run: str | None, runs: Path) -> Path:
     from toolkit.training.run import newest_finished_run, open_run
 
-    return (newest_finished_run(root=runs) if run is None else open_run(run, root=runs)).best
+    folder = newest_finished_run(root=runs) if run is None else open_run(run, root=runs)
+    if not folder.best.is_file():
+        raise ToolkitError(f"the run {folder.path} has no finished epoch yet: `cifar train --resume {folder.path}`")
+    return folder.best
 
 
 @command
@@ -260,7 +286,7 @@ def export(
     source_file = checkpoint or _run_checkpoint(run, runs)
     note(f"Exporting {source_file}")
     with download_bar() as progress:
-        source = find_data(data, progress=progress)
+        source = find_data(data or _demo_if_trained_on_it(source_file), progress=progress)
     try:
         report = export_onnx(
             source_file,
@@ -299,7 +325,7 @@ def verify(
     from toolkit.training.data import find_data
 
     with download_bar() as progress:
-        source = find_data(data, progress=progress)
+        source = find_data(data or _demo_if_trained_on_it(model), progress=progress)
     try:
         report = verify_model(
             model, data=source, checkpoint=checkpoint, min_accuracy=min_accuracy, provider=provider, progress=note
@@ -351,7 +377,7 @@ def predict(
             else:
                 yield result
 
-    for line in formatted(good_ones(), format):
+    for line in formatted(good_ones(), format, top=top):
         typer.echo(line)
     if failures:
         raise ToolkitError(f"{failures} of the pictures could not be read")
@@ -402,7 +428,8 @@ def data(
         if written:
             typer.echo(f"{len(written)} sample pictures in {samples}")
     if not status.complete:
-        raise ToolkitError("the data are not complete: `cifar data --fetch` downloads them")
+        where = f" --data {shlex.quote(data)}" if data else ""
+        raise ToolkitError(f"the data are not complete: `cifar data --fetch{where}` downloads them")
 
 
 @command

@@ -98,7 +98,8 @@ def test_export_verify_evaluate_predict(trained, cifar, tmp_path):
     assert verified.returncode == 0, verified.stderr
     without = cifar("verify", model, "--data", "demo", "--min-accuracy", "0.05")
     assert "not checked (no checkpoint)" in without.stdout
-    of_onnx = json.loads(cifar("evaluate", model, "--data", "demo", "--json").stdout)
+    assert "model, recipe, val_accuracy, checkpoint_sha256" in without.stdout
+    of_onnx = json.loads(cifar("evaluate", model, "--json").stdout)  # the file says that it belongs to the drawn data
     of_torch = json.loads(cifar("evaluate", checkpoint, "--data", "demo", "--json").stdout)
     assert of_onnx["confusion"] == of_torch["confusion"]
     assert of_onnx["loss"] == pytest.approx(of_torch["loss"], abs=1e-4)
@@ -151,6 +152,7 @@ def test_a_model_of_other_data_is_not_judged(trained, cifar, tmp_path):
         (["train", "--data", "demo", "--epochs", "many"], 2, "--epochs"),
         (["train", "--recipe", "slow"], 2, "no recipe 'slow'"),
         (["train", "--data", "demo", "--device", "gpu"], 2, "cannot use the device 'gpu'"),
+        (["train", "--data", "demo"], 2, "a validation size of 5000 leaves no training image"),
         (["train", "--data", "nowhere"], 1, "no CIFAR-10 where --data points"),
         (["train", "--resume", "nothing"], 1, "no run 'nothing'; the runs in runs are: none yet"),
         (["train", "--colour"], 2, "No such option"),
@@ -172,6 +174,9 @@ def test_a_model_of_other_data_is_not_judged(trained, cifar, tmp_path):
         ),
         (["export", "m.onnx", "--checkpoint", "x.pt", "--data", "demo"], 1, "no checkpoint at x.pt"),
         (["export", "m.onnx", "--checkpoint", "x.pt", "--run", "y"], 2, "give --run or --checkpoint, not both"),
+        (["export", ".", "--checkpoint", "x.pt", "--data", "demo"], 2, "is a folder: name the file"),
+        (["evaluate", "modle.onnx"], 1, "no such file: modle.onnx"),
+        (["evaluate", "--plot", "c.svg"], 2, "must end in .png"),
         (["export"], 2, "Missing argument"),
         (["verify", "nothing.onnx", "--data", "demo"], 1, "nothing.onnx"),
         (["predict", "x.png", "--model", "nothing.onnx"], 1, "nothing.onnx"),

@@ -29,7 +29,10 @@ def test_a_line_for_each_epoch_where_there_is_no_terminal(capsys):
     assert "\x1b" not in captured.err
 
 
-@pytest.mark.parametrize(("suggest", "rate", "said"), [(True, 10, True), (False, 10, False), (True, 1e9, False)])
+LONG_AND_SHORT_RUNS = [(True, 10, (True, True)), (False, 10, (True, False)), (True, 1e9, (False, False))]
+
+
+@pytest.mark.parametrize(("suggest", "rate", "said"), LONG_AND_SHORT_RUNS)
 def test_a_long_run_says_so_and_names_the_shorter_preset(capsys, monkeypatch, suggest, rate, said):
     clock = iter(range(1000))
     monkeypatch.setattr(display.time, "perf_counter", lambda: float(next(clock)))
@@ -37,7 +40,24 @@ def test_a_long_run_says_so_and_names_the_shorter_preset(capsys, monkeypatch, su
         for number in range(20):
             shown.step(int(rate * number) + 1, 10**9)
     text = capsys.readouterr().err
-    assert ("will take about" in text and "cifar train --recipe fast" in text) == said
+    assert ("will take about" in text, "cifar train --recipe fast" in text) == said
+
+
+def test_time_left_knows_that_small_crops_cost_less(capsys):
+    augmentation = {"small_crop_size": 16, "small_crop_share": 0.5}
+    with TrainingDisplay(Recipe.from_dict({"epochs": 4, "data_augmentation": augmentation})) as shown:
+        for epoch in (1, 2, 3):
+            shown.epoch(record(epoch))  # of 90 seconds
+    ends = [line.split("512")[1].strip() for line in capsys.readouterr().err.splitlines()[1:]]
+    assert ends == ["13 min 30 s", "12 min 00 s", "1 min 30 s"]
+
+
+def test_epochs_of_one_step_do_not_divide_by_zero(monkeypatch):
+    clock = iter(range(0, 100, 10))
+    monkeypatch.setattr(display.time, "perf_counter", lambda: float(next(clock)))
+    shown = TrainingDisplay(Recipe())
+    for _ in range(3):
+        shown.step(100, 100)
 
 
 def test_a_download_names_its_source_once(capsys):

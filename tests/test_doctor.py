@@ -1,8 +1,11 @@
 """The examination of the machine: one line for each thing, honest about providers, and JSON that a program reads."""
 
 import json
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
 from toolkit import doctor
 from toolkit.errors import ToolkitError
@@ -39,3 +42,13 @@ def test_on_the_command_line(cifar, flag):
         assert {row["name"] for row in json.loads(done.stdout)} >= {"torch", "provider tensorrt", "shipped model"}
     else:
         assert "ok  provider cpu" in done.stdout
+
+
+@pytest.mark.parametrize("library", ["torch", "onnx", "onnxruntime", "torchvision"])
+def test_a_missing_library_is_a_finding(library):
+    """In a process in which importing it fails."""
+    code = f"import sys; sys.modules[{library!r}] = None\n"
+    code += "from toolkit.doctor import examine; print(*(f.name for f in examine('demo') if f.ok is False), sep='|')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    expected = {"torch": "torch", "onnx": "provider cpu", "onnxruntime": "ONNX Runtime", "torchvision": ""}[library]
+    assert expected in done.stdout

@@ -1,8 +1,9 @@
-"""The README: its commands exist, its figures are those of the JSON files in the repository.
+"""The README and the model card: commands exist, figures are those of the JSON files in the repository.
 
-`python tests/test_readme.py` writes the figures into it anew.
+`python tests/test_readme.py` writes the figures anew.
 """
 
+import hashlib
 import json
 import re
 import shlex
@@ -48,6 +49,42 @@ Hardware: {run["device"]}, shared with other work; {run["precision"]}; {librarie
 Commands: `cifar train --recipe fast --val-size 0`, `cifar export model.onnx`, `cifar evaluate model.onnx`;
 their JSON: `toolkit/weights/`. The recipes `reference` and `fast` on a GPU: not measured.
 """
+
+
+def card() -> str:
+    """The model card, from the same files."""
+    run, evaluation, export = read("summary.json"), read("evaluation.json"), read("export.json")
+    rows = "\n".join(f"| {name} | {value:.2%} |" for name, value in evaluation["per_class_accuracy"].items())
+    checkpoint = hashlib.sha256((WEIGHTS / "checkpoint.pt").read_bytes()).hexdigest()
+    return f"""# Model card: the shipped `{run["model"]}`
+
+`model.onnx` names what is in a picture: one of the ten classes of CIFAR-10. `checkpoint.pt` holds the same weights for
+PyTorch. Both were made by this toolkit's own commands: `cifar train --recipe fast --val-size 0`,
+`cifar export model.onnx`.
+
+- **Architecture**: ResNet-20 with 1x1 convolutions in the shortcuts, {run["parameters"]:,} parameters.
+- **Recipe**: the preset `fast`, {run["epochs"]} epochs, seed {run["seed"]}; it stands in full in the ONNX file's metadata.
+- **Data**: all {run["train_images"]:,} training images of CIFAR-10 (Krizhevsky, 2009); none held out, last epoch kept.
+- **Test accuracy**: {evaluation["accuracy"]:.2%} ({evaluation["correct"]:,} of {evaluation["images"]:,} images), in PyTorch and in ONNX Runtime.
+  It was computed once the model was finished; nothing was chosen by it.
+- **Calibration**: expected calibration error {evaluation["calibration_error"]:.4f} (15 bins), cross-entropy {evaluation["loss"]:.4f} nats.
+- **Parity**: no logit differs from PyTorch's by more than {export["figures"]["max_logit_difference"]:.1e}; labels that differ: {export["figures"]["differing_labels"]}.
+- **Checksums** (SHA-256): `model.onnx` {export["figures"]["sha256"]},
+  `checkpoint.pt` {checkpoint}.
+
+| class | test accuracy |
+|---|---|
+{rows}
+
+**Intended use**: a reference for training, exporting and verifying such a network, and a first model to try. **Limits**:
+any picture at all gets one of the ten classes, with a probability that says nothing about pictures unlike CIFAR-10's.
+Pictures are seen at 32x32 pixels. CIFAR-10's photographs and labels have the biases of their sources. It has not been
+tested against deliberate disturbance, nor for any use in which a mistake does harm.
+"""
+
+
+def test_the_model_card_says_what_the_json_files_say():
+    assert (WEIGHTS / "README.md").read_text() == card()
 
 
 def test_measured_figures_are_those_of_the_json_files():
@@ -108,4 +145,5 @@ def test_files_that_the_architecture_names_exist():
 
 
 if __name__ == "__main__":
+    (WEIGHTS / "README.md").write_text(card())
     README.write_text(BLOCK.sub(lambda match: match[1] + measured() + match[2], README.read_text()))

@@ -48,7 +48,7 @@ def test_learns_and_fills_the_run_folder(tmp_path, source):
     run, records = run_all(recipe.replaced({"data_augmentation": {"mixup_alpha": 0.0}}), source, tmp_path)
     assert records[-1].val_accuracy > 0.5  # chance is 0.1; 20 images leave much to rounding
     assert {p.name for p in run.path.iterdir()} == {
-        "recipe.toml", "metrics.jsonl", "best.pt", "last.pt", "summary.json", "curves.png", "confusion.png",
+        ".lock", "recipe.toml", "metrics.jsonl", "best.pt", "last.pt", "summary.json", "curves.png", "confusion.png",
     }  # fmt: skip
     assert run.read_metrics() == [dataclasses.asdict(record) for record in records]
     summary = run.read_summary()
@@ -112,13 +112,57 @@ def test_metrics_of_an_epoch_that_will_be_repeated_are_dropped(tmp_path, source,
     list(train(recipe, source=source, run=run, device="cpu", resume=True))
     assert [record["epoch"] for record in run.read_metrics()] == [1, 2, 3]
     assert run.read_metrics()[1]["train_loss"] > 0
-    assert not list(run.path.glob(".*"))
+    assert not list(run.path.glob("*.partial"))
+    assert not list(run.path.glob(".*.partial"))
 
 
 def test_resume_refuses_other_data(tmp_path, source, recipe):
     run, _ = run_all(recipe, source, tmp_path)
     with pytest.raises(ToolkitError, match="was trained on"):
         list(train(recipe, source=coloured_source(train=210), run=run, device="cpu", resume=True))
+
+
+def test_resume_refuses_a_recipe_that_was_edited(tmp_path, source, recipe):
+    """Another split would report validation images that the network was trained on."""
+    run = create_run(recipe, stem="run", root=tmp_path)
+    epochs = train(recipe, source=source, run=run, device="cpu")
+    next(epochs)
+    epochs.close()
+    (run.path / "recipe.toml").write_text(recipe.replaced({"run": {"val_size": 10}}).as_toml())
+    with pytest.raises(ToolkitError, match="is no longer the recipe that the run began with"):
+        list(train(run.recipe(), source=source, run=run, device="cpu", resume=True))
+
+
+def test_resume_of_a_run_that_was_stopped_before_it_began_begins(tmp_path, source, recipe):
+    run = create_run(recipe, stem="run", root=tmp_path)
+    assert len(list(train(recipe, source=source, run=run, device="cpu", resume=True))) == 3
+
+
+def test_two_processes_do_not_train_one_run(tmp_path, source, recipe):
+    run = create_run(recipe, stem="run", root=tmp_path)
+    epochs = train(recipe, source=source, run=run, device="cpu")
+    next(epochs)
+    with pytest.raises(ToolkitError, match="another process is training in"):
+        next(train(recipe, source=source, run=run, device="cpu", resume=True))
+    epochs.close()
+    assert len(list(train(recipe, source=source, run=run, device="cpu", resume=True))) == 2
+
+
+def test_a_resumed_run_without_its_metrics_still_ends(tmp_path, source, recipe):
+    run = create_run(recipe, stem="run", root=tmp_path)
+    epochs = train(recipe, source=source, run=run, device="cpu")
+    [next(epochs) for _ in range(3)]
+    epochs.close()
+    run.metrics.unlink()
+    assert list(train(recipe, source=source, run=run, device="cpu", resume=True)) == []
+    assert run.read_summary()["epochs"] == 3
+
+
+def test_a_validation_size_is_taken_at_its_word(source):
+    train_images, val_images = split_images(source.train(), 60)
+    assert (len(train_images), len(val_images)) == (140, 60)
+    with pytest.raises(UsageError, match="leaves no training image of class 0"):
+        split_images(source.train(), 5000)
 
 
 def test_last_checkpoint_is_there_before_the_first_step(tmp_path, source, recipe):
@@ -194,7 +238,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_boundary(tmp_path,
 
 
 def test_unknown_device(tmp_path, source, recipe):
-    with pytest.raises(UsageError, match="cannot use the device 'gpu'"):
+    with pytest.raises(UsageError, match="cannot use the device 'gpu': the devices are auto, cpu, cuda, cuda:N"):
         list(train(recipe, source=source, run=create_run(recipe, stem="run", root=tmp_path), device="gpu"))
 
 
@@ -277,7 +321,7 @@ def test_a_signal_leaves_the_last_boundary_and_says_how_to_go_on(tmp_path, numbe
     finally:
         process.kill()
     assert process.returncode == 130, errors
-    assert "cifar train --resume runs/demo-resnet20-seed0 --data demo" in errors
+    assert "cifar train --resume runs/demo-resnet20-seed0 --data demo" in errors.replace("\n", " ")
     assert "Traceback" not in errors
     assert load_checkpoint(last).training is not None
 

@@ -89,6 +89,8 @@ def test_every_key_survives_toml(tmp_path):
         ({"early_stopping": 5, "run": {"val_size": 0}}, "run.val_size cannot be 0"),
         ({"lr_schedule": "step_decay"}, "step_decay needs lr_milestones"),
         ({"lr_milestones": [10]}, "lr_milestones goes with lr_schedule step_decay"),
+        ({"lr_schedule": "step_decay", "lr_milestones": [150]}, "must lie before the end, 150"),
+        ({"epochs": 5, "warmup_epochs": 6}, "warmup_epochs 6 must be less than epochs 5"),
         ({"lr_milestones": "10"}, "lr_milestones must be a list of whole numbers"),
         ({"optimizer": "Adam", "nesterov": True}, "nesterov needs optimizer SGD"),
     ],
@@ -111,6 +113,16 @@ def test_a_comment_sign_inside_json_text_is_no_comment():
 def test_no_such_recipe_names_the_presets():
     with pytest.raises(UsageError, match="no recipe 'slow': give a file, or one of the presets .*fast, reference"):
         load_recipe("slow")
+
+
+def test_a_schedule_that_is_left_takes_its_milestones_along():
+    stepped = Recipe.from_dict({"lr_schedule": "step_decay", "lr_milestones": [75, 113]})
+    assert stepped.replaced({"lr_schedule": "linear"}).lr_milestones == ()
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    (tmp_path / "notepad.toml").write_text("epochs = 3\n", encoding="utf-8-sig")
+    assert load_recipe(str(tmp_path / "notepad.toml")).epochs == 3
 
 
 def test_epochs_alone_may_be_changed():

@@ -24,8 +24,3 @@ def test_step_decay():
     recipe = Recipe(learning_rate=0.1, epochs=10, lr_schedule="step_decay", lr_milestones=(5, 8), lr_gamma=0.2)
     for done, expected in [(0, 0.1), (4.99, 0.1), (5, 0.02), (7.9, 0.02), (8, 0.004), (9.9, 0.004)]:
         assert learning_rate(recipe, done) == pytest.approx(expected)
-
-
-def test_a_run_shorter_than_its_warmup_only_rises():
-    recipe = Recipe(learning_rate=0.1, epochs=1, warmup_epochs=4)
-    assert learning_rate(recipe, 0.99) == pytest.approx(0.1 * 0.99 / 4)

@@ -38,12 +38,16 @@ class TrainingDisplay:
     """Progress of a run: a live line on a terminal, and a plain line for each epoch anywhere.
 
     Args:
-        recipe: for the number of epochs.
+        recipe: for the number of epochs, and what each costs.
+        epochs_done: those that an interrupted run has behind it.
         suggest_fast: name the shorter preset where the run will take long.
     """
 
-    def __init__(self, recipe: "Recipe", *, suggest_fast: bool) -> None:
+    def __init__(self, recipe: "Recipe", *, epochs_done: int = 0, suggest_fast: bool = False) -> None:
+        from toolkit.training.loop import crop_size_of
+
         self.epochs = recipe.epochs
+        self.costs = [crop_size_of(recipe, epoch) ** 2 for epoch in range(1, recipe.epochs + 1)]  # pixels an image
         self.suggest_fast = suggest_fast
         self.console = Console(stderr=True, highlight=False)
         columns = (
@@ -54,14 +58,14 @@ class TrainingDisplay:
         )
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.task: TaskID = self.bar.add_task("", total=None, speed="")
-        self.epochs_done: int | None = None  # not known before the first record when a run is resumed
-        self.start: float | None = None  # of the steps of the epoch that is running
+        self.epochs_done = epochs_done
+        self.start: float | None = None  # when the first step of this epoch ended
         self._first_done = self._last_done = 0
         self.estimated = False
 
     def __enter__(self) -> "TrainingDisplay":
         self.bar.start()
-        self._print("epoch   loss   train acc   val acc   learning rate   images/s   time left")
+        self.note("epoch   loss   train acc   val acc   learning rate   images/s   time left")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -69,38 +73,44 @@ class TrainingDisplay:
 
     def step(self, done: int, images: int) -> None:
         """Called after each step with the images done in this epoch, and those it has in all."""
-        if self.start is None or done < self._last_done:
+        if self.start is None or done <= self._last_done:
             self.start, self._first_done = time.perf_counter(), done
         self._last_done = done
-        speed = (done - self._first_done) / max(time.perf_counter() - self.start, 1e-9)
-        epoch = "" if self.epochs_done is None else f" {self.epochs_done + 1}/{self.epochs}"
+        seconds = time.perf_counter() - self.start
+        speed = (done - self._first_done) / seconds if seconds > 0 else 0.0
         self.bar.update(
-            self.task, completed=done, total=images, description=f"epoch{epoch}", speed=f"{speed:,.0f} images/s"
+            self.task,
+            completed=done,
+            total=images,
+            description=f"epoch {self.epochs_done + 1}/{self.epochs}",
+            speed=f"{speed:,.0f} images/s",
         )
-        if not self.estimated and time.perf_counter() - self.start > SECONDS_BEFORE_ESTIMATE:
+        if not self.estimated and seconds > SECONDS_BEFORE_ESTIMATE and speed > 0:
             self.estimated = True
-            self._say_how_long(images * self.epochs / speed)
+            self._say_how_long(images / speed * (1 + self._epochs_like(self.epochs_done + 1)))
+
+    def _epochs_like(self, epoch: int) -> float:
+        """How many epochs as dear as this one the epochs after it amount to: smaller crops cost less."""
+        return sum(self.costs[epoch:]) / self.costs[min(epoch, self.epochs) - 1]
 
     def _say_how_long(self, seconds: float) -> None:
-        if self.suggest_fast and seconds > LONG_RUN:
-            self._print(f"These {self.epochs} epochs will take about {_duration(seconds)} on this machine.")
-            self._print("A shorter way to 91% is the preset `fast`: cifar train --recipe fast")
-
-    def note(self, text: str) -> None:
-        """Print a remark above the live line."""
-        self._print(text)
+        if seconds > LONG_RUN:
+            self.note(f"This run will take about {_duration(seconds)} on this machine.")
+            if self.suggest_fast:
+                self.note("A shorter way to 91% is the preset `fast`: cifar train --recipe fast")
 
     def epoch(self, record: "EpochRecord") -> None:
         """Print the line of an epoch that has ended."""
         self.epochs_done = record.epoch
         validation = "-" if record.val_accuracy is None else f"{record.val_accuracy:.2%}"
-        self._print(
+        self.note(
             f"{record.epoch:>3}/{self.epochs:<3}{record.train_loss:>6.3f}{record.train_accuracy:>11.2%}{validation:>11}"
             f"{record.learning_rate:>14.5f}{record.images_per_second:>12,.0f}"
-            f"{_duration((self.epochs - record.epoch) * record.seconds):>13}"
+            f"{_duration(self._epochs_like(record.epoch) * record.seconds):>13}"
         )
 
-    def _print(self, line: str) -> None:
+    def note(self, line: str) -> None:
+        """Print a line above the live one."""
         self.console.print(line, markup=False, soft_wrap=True)
 
 

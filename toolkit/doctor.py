@@ -1,11 +1,18 @@
 """What this machine has for training, deployment and prediction, and the command that mends what is missing."""
 
 import platform
+import shlex
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from toolkit import __version__
 from toolkit.errors import ToolkitError
+
+# As in pyproject.toml: the build for GPUs is published for x86-64 Linux and Windows, and lies in the other one's place.
+_GPU_BUILDS = (("linux", "x86_64"), ("win32", "AMD64"))
+ONNX_RUNTIME = "onnxruntime-gpu" if (sys.platform, platform.machine()) in _GPU_BUILDS else "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -32,14 +39,27 @@ def examine(data: str | None = None) -> tuple[Finding, ...]:
         data: as for `toolkit.training.data.find_data`.
     """
     python = Finding("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}")
-    return (Finding("cifar", __version__), python, *_torch(), *_onnx_runtime(), *_data(data), *_shipped_model())
+    return (
+        Finding("cifar", __version__),
+        python,
+        *_looked_at("torch", _torch, remedy="pip install torch torchvision"),
+        *_looked_at("ONNX Runtime", _onnx_runtime, remedy=f"pip install {ONNX_RUNTIME}"),
+        *_looked_at("data", lambda: _data(data), remedy="mend the libraries first"),
+        *_looked_at("shipped model", _shipped_model, remedy="mend the libraries first"),
+    )
+
+
+def _looked_at(name: str, look: Callable[[], list[Finding]], *, remedy: str) -> list[Finding]:
+    """The findings, or the one that a library is missing or broken: that is just what the examination is for."""
+    try:
+        return look()
+    except (ImportError, OSError) as error:
+        return [Finding(name, str(error), False, remedy)]
 
 
 def _torch() -> list[Finding]:
-    try:
-        import torch
-    except (ImportError, OSError) as error:
-        return [Finding("torch", str(error), False, "pip install torch torchvision")]
+    import torch
+
     built_for = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU"
     found = [Finding("torch", f"{torch.__version__}, {built_for}")]
     for name in ("torchvision", "onnx", "onnxscript"):
@@ -47,6 +67,8 @@ def _torch() -> list[Finding]:
     if torch.cuda.is_available():
         devices = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
         return [*found, Finding("CUDA", f"{devices}; cuDNN {torch.backends.cudnn.version()}")]
+    if torch.backends.mps.is_available():
+        return [*found, Finding("MPS", "training runs on Apple's GPU")]
     remedy = "" if not torch.version.cuda else "with an NVIDIA GPU here: install or update its driver (`nvidia-smi`)"
     found.append(Finding("CUDA", "torch sees no GPU: training runs on the CPU", None, remedy))
     return found
@@ -60,14 +82,14 @@ def _package(name: str) -> Finding:
 
 
 def _onnx_runtime() -> list[Finding]:
-    try:
-        import onnxruntime
-    except (ImportError, OSError) as error:
-        return [Finding("ONNX Runtime", str(error), False, "pip install onnxruntime")]
+    import onnxruntime
+
     cuda = getattr(onnxruntime, "cuda_version", "")
     built_for = f"built for CUDA {cuda}" if cuda else "built for the CPU"
     found = [Finding("ONNX Runtime", f"{onnxruntime.__version__}, {built_for}")]
-    return found + [_provider(name) for name in ("cpu", "cuda", "tensorrt")]
+    for name in ("cpu", "cuda", "tensorrt"):
+        found += _looked_at(f"provider {name}", lambda name=name: [_provider(name)], remedy="pip install onnx")  # type: ignore[misc]
+    return found
 
 
 def _provider(name: str) -> Finding:
@@ -82,7 +104,7 @@ def _provider(name: str) -> Finding:
 
 
 _PROVIDER_REMEDIES = {
-    "cpu": "pip install --force-reinstall onnxruntime",
+    "cpu": f"pip install --force-reinstall {ONNX_RUNTIME}",
     "cuda": 'with an NVIDIA GPU here: pip install "onnxruntime-gpu[cuda,cudnn]"',
     "tensorrt": "with an NVIDIA GPU here: pip install tensorrt, of the CUDA major that ONNX Runtime was built for",
 }
@@ -110,7 +132,7 @@ def _data(data: str | None) -> list[Finding]:
     wrong = [name for name, state in status.files.items() if state != "ok"]
     which = "none of the files" if len(wrong) == len(status.files) else f"missing or damaged are {', '.join(wrong)}"
     found = f"{status.name} in {status.folder} ({status.chosen_by}): {which}"
-    return [Finding("data", found, None, "cifar data --fetch")]
+    return [Finding("data", found, None, "cifar data --fetch" + (f" --data {shlex.quote(data)}" if data else ""))]
 
 
 def _shipped_model() -> list[Finding]:

@@ -1,6 +1,7 @@
 """Export: a checkpoint becomes one ONNX file, which appears where it was asked for once the gate let it pass."""
 
 import copy
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -64,6 +65,7 @@ def export_onnx(
     tell = progress or _silent
     check_request(min_accuracy=min_accuracy, provider=provider)
     _check_choices(precision=precision, target=target, input=input, opset=opset)
+    _check_place(output)
     exam = prepare_exam(data, checkpoint, progress=tell)
     assert exam.reference is not None
     tell("building the ONNX graph")
@@ -171,6 +173,14 @@ def _check_choices(*, precision: str, target: str, input: str, opset: int) -> No
     ]:
         if value not in valid:
             raise UsageError(f"unknown {what} {value!r}: valid are {', '.join(map(str, valid))}")
+
+
+def _check_place(output: Path) -> None:
+    """Refuse at once what would fail at the end, after all the work."""
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder: name the file, such as {output / 'model.onnx'}")
+    if output.parent.is_dir() and not os.access(output.parent, os.W_OK):
+        raise ToolkitError(f"cannot write {output}: the folder {output.parent} cannot be written to")
 
 
 def _silent(message: str) -> None:

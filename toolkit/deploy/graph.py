@@ -11,7 +11,7 @@ from toolkit import __version__
 from toolkit.errors import ToolkitError
 
 # The largest network here is 2.8 MB in float32. Nothing above this is read, so a file cannot fill the memory.
-MAX_BYTES = 16 * 2**20
+MAX_BYTES = 64 * 2**20
 
 IMAGES, LOGITS, PROBABILITIES = "images", "logits", "probabilities"
 BATCH = "batch"

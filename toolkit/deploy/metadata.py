@@ -95,6 +95,14 @@ def disagreements(
     return found
 
 
+def unchecked_claims(*, with_checkpoint: bool) -> tuple[str, ...]:
+    """The claims that the gate can compare with nothing: with the checkpoint, only how the file was made."""
+    of_the_making = ("toolkit_version", CALIBRATION)
+    if with_checkpoint:
+        return of_the_making
+    return (*FROM_CHECKPOINT, "parity_max_logit_difference", "parity_differing_labels", *of_the_making)
+
+
 def required_correct(min_accuracy: float, images: int) -> int:
     """The least count of right answers that is `min_accuracy` of `images`, exactly: 0.91 of 10,000 is 9,100.
 

@@ -10,14 +10,15 @@ from toolkit.inference.names import as_text, display
 from toolkit.inference.predict import Prediction
 
 
-def formatted(predictions: Iterable[Prediction], format: str) -> Iterator[str]:
+def formatted(predictions: Iterable[Prediction], format: str, *, top: int) -> Iterator[str]:
     """The lines of the output, without line ends.
 
     Args:
         predictions: in any number; they are taken one at a time.
         format: one of `FORMATS`.
+        top: how many classes each prediction lists.
     """
-    return FORMATS[format](predictions)
+    return _csv(predictions, top) if format == "csv" else _FORMATS[format](predictions)
 
 
 def _table(predictions: Iterable[Prediction]) -> Iterator[str]:
@@ -51,16 +52,11 @@ def _json(predictions: Iterable[Prediction]) -> Iterator[str]:
     yield "]" if before == "," else "[]"
 
 
-def _csv(predictions: Iterable[Prediction]) -> Iterator[str]:
+def _csv(predictions: Iterable[Prediction], top: int) -> Iterator[str]:
     """A header, then path, label, probability, and the next classes with theirs where `top` is above 1."""
-    header_due = True
+    others = [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("label", "probability")]
+    yield _csv_row(["path", "label", "probability", *others])
     for prediction in predictions:
-        if header_due:
-            others = [
-                f"{name}_{rank}" for rank in range(2, len(prediction.top) + 1) for name in ("label", "probability")
-            ]
-            yield _csv_row(["path", "label", "probability", *others])
-            header_due = False
         yield _csv_row([as_text(prediction.path), *(value for pair in prediction.top for value in pair)])
 
 
@@ -70,9 +66,9 @@ def _csv_row(values: list[Any]) -> str:
     return line.getvalue()
 
 
-FORMATS: dict[str, Callable[[Iterable[Prediction]], Iterator[str]]] = {
+_FORMATS: dict[str, Callable[[Iterable[Prediction]], Iterator[str]]] = {
     "table": _table,
     "json": _json,
     "jsonl": _json_lines,
-    "csv": _csv,
 }
+FORMATS = (*_FORMATS, "csv")

@@ -184,7 +184,9 @@ def _decoded(sources: Iterable[Source | Failure], *, ahead: int) -> Generator[_D
     with ThreadPoolExecutor(min(available_cores(), _MAX_DECODERS), thread_name_prefix="decode") as pool:
         try:
             for source in sources:
-                pending.append(pool.submit(_decode, source))
+                # Here and not in a thread: a thread that waits for input could not be interrupted.
+                piped = sys.stdin.buffer.read(MAX_BYTES + 1) if isinstance(source, str) and source == STDIN else None
+                pending.append(pool.submit(_decode, source, piped))
                 if len(pending) >= ahead:
                     yield pending.popleft().result()
             while pending:
@@ -193,7 +195,7 @@ def _decoded(sources: Iterable[Source | Failure], *, ahead: int) -> Generator[_D
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _decode(source: Source | Failure) -> _Decoded:
+def _decode(source: Source | Failure, piped: bytes | None) -> _Decoded:
     if isinstance(source, Failure):
         return source
     if isinstance(source, np.ndarray):
@@ -202,8 +204,8 @@ def _decode(source: Source | Failure) -> _Decoded:
         return "", prepare(source)
     path = os.fspath(source)
     try:
-        if path == STDIN:
-            return path, read_image(sys.stdin.buffer.read(MAX_BYTES + 1), name="standard input")
+        if piped is not None:
+            return path, read_image(piped, name="standard input")
         return path, read_image(path)
     except ToolkitError as error:
         return Failure(path, str(error))

@@ -73,6 +73,7 @@ def mixup(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor,
     Returns:
         The blended images; the partners' labels; the weight of the images' own labels, float32 (), in [0, 1].
     """
-    concentration = torch.full((2,), alpha, device=images.device)
-    weight = torch._sample_dirichlet(concentration)[0]  # the first of Dirichlet(a, a) is Beta(a, a)
+    where = "cpu" if images.device.type == "mps" else images.device  # MPS has no such operator
+    concentration = torch.full((2,), alpha, device=where)
+    weight = torch._sample_dirichlet(concentration)[0].to(images.device)  # the first of Dirichlet(a, a) is Beta(a, a)
     return torch.lerp(images.flip(0), images, weight.to(images.dtype)), labels.flip(0), weight

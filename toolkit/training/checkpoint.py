@@ -67,8 +67,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """
     values = {field: getattr(checkpoint, field) for field in checkpoint.__dataclass_fields__}
     values |= {"format": FORMAT, "class_names": list(checkpoint.class_names)}
-    with replacing(path) as temporary:
-        torch.save(values, temporary)
+    with replacing(path) as temporary, temporary.open("wb") as file:  # given a path, torch would store its name
+        torch.save(values, file)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

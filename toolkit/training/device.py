@@ -21,14 +21,15 @@ def choose_device(name: str = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind = name.split(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"cannot use the device {name!r}: the devices are auto, cpu, cuda, cuda:N and mps")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise UsageError(
-            f"cannot use the device {name!r} (known are auto, cpu, cuda, cuda:N, mps): {reason}"
-        ) from error
+        raise UsageError(f"cannot use the device {name!r} here: {reason}") from error
     return device
 
 
@@ -54,6 +55,8 @@ def device_name(device: torch.device) -> str:
     """What the summary calls the hardware."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"{_cpu_model()}, Apple MPS"
     return f"{_cpu_model()}, {torch.get_num_threads()} threads"
 
 

@@ -52,7 +52,7 @@ class EpochRecord:
     Attributes:
         epoch: counted from 1.
         learning_rate: of the epoch's last step.
-        train_loss: mean over the epoch's steps, augmented images and weights as they were at each step; nats.
+        train_loss: mean over the images, augmented, with the weights as they were at each step; nats.
         train_accuracy: likewise, in [0, 1]; under mixup a label counts by its share in the image.
         val_loss: after the epoch, without augmentation; None without validation images.
         val_accuracy: likewise, in [0, 1].
@@ -100,21 +100,22 @@ def train(
         note: told which kind of step is taken and why, where there is something to say.
 
     Raises:
-        ToolkitError: the loss is no longer finite; the data are not those that the run began with; a file cannot be
-            read or written.
+        ToolkitError: the loss is no longer finite; the data or the recipe are not those that the run began with;
+            another process trains in this folder; a file cannot be read or written.
         UsageError: the device cannot be used; no such split of the data; no such kind of step.
     """
     keep_freed_memory()
     use_available_cores()
-    trainer = _Trainer(
-        recipe, source=source, run=run, device=choose_device(device), mode=mode, note=note or (lambda text: None)
-    )
-    epochs_done = trainer.load() if resume else trainer.begin()
-    for epoch in range(epochs_done + 1, recipe.epochs + 1):
-        if trainer.patience_is_over(epoch - 1):
-            break
-        yield trainer.train_epoch(epoch, progress)
-    trainer.finish()
+    with run.locked():
+        trainer = _Trainer(
+            recipe, source=source, run=run, device=choose_device(device), mode=mode, note=note or (lambda text: None)
+        )
+        epochs_done = trainer.load() if resume else trainer.begin()
+        for epoch in range(epochs_done + 1, recipe.epochs + 1):
+            if trainer.patience_is_over(epoch - 1):
+                break
+            yield trainer.train_epoch(epoch, progress)
+        trainer.finish()
 
 
 class _Trainer:
@@ -123,8 +124,9 @@ class _Trainer:
     def __init__(
         self, recipe: Recipe, *, source: DataSource, run: RunFolder, device: torch.device, mode: str, note: Note
     ) -> None:
-        self.recipe, self.run, self.device = recipe, run, device
+        self.recipe, self.run, self.device, self.note = recipe, run, device, note
         self.dtype = choose_dtype(recipe.run.precision, device)
+        self.precision = str(self.dtype).removeprefix("torch.")
         images = source.train()
         self.identity = data_identity(source.name, images)
         self.class_names = source.class_names
@@ -164,8 +166,11 @@ class _Trainer:
 
     def load(self) -> int:
         """Go back to the last epoch boundary on disk; returns how many epochs have been trained."""
+        if not self.run.last.exists():  # stopped before there was anything to save
+            return self.begin()
         last = load_checkpoint(self.run.last)
         require_same_data(last.data, self.identity, what=f"the run {self.run.path}")
+        self._require_same_recipe(Recipe.from_dict(last.recipe, where=str(self.run.last)))
         if last.training is None:
             raise ToolkitError(f"{self.run.last} holds no state of the optimiser to go on from")
         self.network.load_state_dict(last.weights)
@@ -177,7 +182,17 @@ class _Trainer:
             self.best_val_accuracy = -math.inf if best.val_accuracy is None else best.val_accuracy
         self.run.keep_metrics(last.epoch)
         self.run.remove_leftovers()
+        if (began_in := last.training.get("precision", self.precision)) != self.precision:
+            self.note(f"the run began in {began_in} and goes on in {self.precision}: not exactly as it would have")
         return last.epoch
+
+    def _require_same_recipe(self, began_with: Recipe) -> None:
+        """A run that changes its recipe on the way would report validation images that it was trained on, or worse."""
+        if began_with != self.recipe:
+            raise ToolkitError(
+                f"the recipe.toml of {self.run.path} is no longer the recipe that the run began with, which stands in "
+                f"{self.run.last.name}: undo the change, or start a new run with `cifar train --recipe FILE`"
+            )
 
     def patience_is_over(self, epochs_done: int) -> bool:
         patience = self.recipe.early_stopping
@@ -238,7 +253,9 @@ class _Trainer:
         save_checkpoint(self._checkpoint(record.epoch, record.val_accuracy, with_training=True), self.run.last)
 
     def _checkpoint(self, epoch: int, val_accuracy: float | None, *, with_training: bool = False) -> Checkpoint:
-        training = {"optimizer": self.optimizer.state_dict(), "seconds": self.seconds} if with_training else None
+        training = None
+        if with_training:
+            training = {"optimizer": self.optimizer.state_dict(), "seconds": self.seconds, "precision": self.precision}
         return Checkpoint(
             model=self.recipe.run.model,
             model_args=self.model_args,
@@ -266,7 +283,8 @@ class _Trainer:
         best_validation = self._measure(self.val_images, torch.float32)
         assert train_metrics is not None  # there are always training images
         title = f"{self.recipe.run.model}, seed {self.recipe.run.seed}"
-        plot_curves(records, self.run.path / "curves.png", title=title)
+        if records:  # unless somebody removed them
+            plot_curves(records, self.run.path / "curves.png", title=title)
         if best_validation is not None:
             plot_confusion(best_validation, self.run.path / "confusion.png", title=f"{title}: validation")
         gap = train_metrics.accuracy - last_validation.accuracy if last_validation else None
@@ -275,7 +293,7 @@ class _Trainer:
                 "model": self.recipe.run.model,
                 "parameters": sum(p.numel() for p in self.network.parameters()),
                 "seed": self.recipe.run.seed,
-                "epochs": records[-1]["epoch"],
+                "epochs": load_checkpoint(self.run.last).epoch,
                 "train_images": len(self.train_images),
                 "val_images": len(self.val_images),
                 "best": {"epoch": best.epoch, "validation": best_validation.as_dict() if best_validation else None},
@@ -289,7 +307,7 @@ class _Trainer:
                 "training_seconds": self.seconds,
                 "device": device_name(self.device),
                 "step": self.mode,
-                "precision": str(self.dtype).removeprefix("torch."),
+                "precision": self.precision,
                 "data": self.identity,
                 "libraries": library_versions(),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -298,8 +316,8 @@ class _Trainer:
 
 
 def split_images(images: Images, val_size: int) -> tuple[Images, Images]:
-    """Training and validation images, stratified. A set smaller than CIFAR-10 holds out a tenth at the most."""
-    train_indices, val_indices = split(images.labels, min(val_size, len(images) // 10), seed=SPLIT_SEED)
+    """Training and validation images, stratified. Raises `UsageError` where too few are left to train on."""
+    train_indices, val_indices = split(images.labels, val_size, seed=SPLIT_SEED)
     return images.take(train_indices), images.take(val_indices)
 
 

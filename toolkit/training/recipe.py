@@ -83,6 +83,8 @@ class Recipe:
 
     def replaced(self, values: Mapping[str, Any], *, where: str = "flags") -> "Recipe":
         """This recipe with some keys replaced: nested as in a file. Raises `UsageError` as `from_dict` does."""
+        if values.get("lr_schedule", "step_decay") != "step_decay" and "lr_milestones" not in values:
+            values = {**values, "lr_milestones": []}  # those of the schedule that is left
         recipe: Recipe = _replaced(self, values, where=where, prefix="")
         _check_together(recipe, where)
         return recipe
@@ -112,7 +114,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     if not path.is_file():
         raise UsageError(f"no recipe {name_or_path!r}: give a file, or one of the presets {', '.join(preset_names())}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Notepad begins a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise ToolkitError(f"cannot read the recipe {path}: {error}") from error
     return Recipe.from_dict(parse_recipe(text, where=str(path)), where=str(path))
@@ -140,9 +142,7 @@ class Key:
 
     table: str
     name: str
-    type: Any
     help: str
-    choices: tuple[str, ...]
 
     @property
     def flag(self) -> str:
@@ -154,7 +154,7 @@ def recipe_keys() -> Iterator[Key]:
     for table, cls in (("", Recipe), ("data_augmentation", DataAugmentation), ("run", Run)):
         for entry in dataclasses.fields(cls):
             if "help" in entry.metadata:
-                yield Key(table, entry.name, entry.type, entry.metadata["help"], entry.metadata["choices"])
+                yield Key(table, entry.name, entry.metadata["help"])
 
 
 def recipe_from_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,6 +264,10 @@ def _check_together(recipe: Recipe, where: str) -> None:
         raise UsageError(f"{where}: lr_schedule step_decay needs lr_milestones, such as [75, 113]")
     if recipe.lr_milestones and recipe.lr_schedule != "step_decay":
         raise UsageError(f"{where}: lr_milestones goes with lr_schedule step_decay, not {recipe.lr_schedule}")
+    if recipe.lr_milestones and max(recipe.lr_milestones) >= recipe.epochs:
+        raise UsageError(f"{where}: lr_milestones {recipe.lr_milestones} must lie before the end, {recipe.epochs}")
+    if recipe.warmup_epochs >= recipe.epochs:
+        raise UsageError(f"{where}: warmup_epochs {recipe.warmup_epochs:g} must be less than epochs {recipe.epochs}")
     if recipe.early_stopping and recipe.run.val_size == 0:
         raise UsageError(f"{where}: early_stopping watches the validation accuracy, so run.val_size cannot be 0")
     if recipe.nesterov and (recipe.optimizer != "SGD" or recipe.momentum == 0):

@@ -2,9 +2,13 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import replacing
@@ -38,6 +42,21 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         return self.summary.is_file()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder. Raises `ToolkitError` where one does."""
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ToolkitError(f"another process is training in {self.path}: wait for it, or stop it") from error
+        except OSError as error:
+            raise ToolkitError(f"cannot write in {self.path}: {error.strerror or error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def recipe(self) -> Recipe:
         """The run's resolved recipe. Raises `ToolkitError` where it is missing."""
