@@ -499,6 +499,55 @@ def bench_train(
     print_json(result.as_dict()) if json_output else typer.echo(training_benchmark_lines(result))
 
 
+@functools.partial(command, group=bench, name="predict")
+def bench_predict(
+    model: Annotated[str | None, typer.Option(help="ONNX file. [default: as for `cifar predict`]")] = None,
+    pictures: Annotated[int | None, typer.Option(help="Pictures in the folder. [default: 10000]")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few rounds, 500 pictures.")] = False,
+    json_output: Json = False,
+) -> None:
+    """`cifar predict` beside a bare script and ONNX Runtime by itself: one picture, and a folder of drawn ones."""
+    from toolkit.display import prediction_benchmark_lines
+    from toolkit.inference.benchmark import bench_predict as measure
+
+    result = measure(model, pictures=pictures, quick=quick, progress=note)
+    print_json(result.as_dict()) if json_output else typer.echo(prediction_benchmark_lines(result))
+
+
+@functools.partial(command, group=bench, name="deploy")
+def bench_deploy(
+    models: Annotated[list[Path] | None, typer.Argument(help="ONNX files. [default: the shipped one]")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="For PyTorch's side. [default: the shipped one, where there is one]")
+    ] = None,
+    data: Data = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(help="May be given more than once. [default: 1, 8, 64, 512]")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture of the result as a PNG file.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One short round, nothing compiled, no accuracy.")] = False,
+    json_output: Json = False,
+) -> None:
+    """PyTorch and ONNX Runtime side by side: latency, throughput, size, memory, start and accuracy."""
+    from toolkit.deploy.benchmark import BATCH_SIZES
+    from toolkit.deploy.benchmark import bench_deploy as measure
+    from toolkit.deploy.plots import plot_deployment
+    from toolkit.display import deployment_benchmark_lines
+
+    result = measure(
+        models or [],
+        checkpoint=checkpoint,
+        data=data,
+        batch_sizes=batch_size or BATCH_SIZES,
+        quick=quick,
+        progress=note,
+    )
+    if plot is not None:
+        plot_deployment(result, plot)
+        note(f"Picture in {plot}")
+    print_json(result.as_dict()) if json_output else typer.echo(deployment_benchmark_lines(result))
+
+
 def main() -> None:
     """Entry point of the `cifar` command."""
     app()

@@ -32,7 +32,7 @@ def test_a_provider_counts_only_when_a_session_opens(monkeypatch):
 def test_missing_data_are_no_fault_and_name_the_command(tmp_path):
     findings = {finding.name: finding for finding in doctor.examine(str(tmp_path))}
     assert findings["data"].ok is None
-    assert findings["data"].remedy == "cifar data --fetch"
+    assert findings["data"].remedy == f"cifar data --fetch --data {tmp_path}"
 
 
 @pytest.mark.parametrize("flag", [[], ["--json"]])

@@ -21,8 +21,10 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from toolkit.deploy.benchmark import DeploymentBenchmark, SideResult
     from toolkit.deploy.verify import Report
     from toolkit.doctor import Finding
+    from toolkit.inference.benchmark import PredictionBenchmark
     from toolkit.training.benchmark import TrainingBenchmark
     from toolkit.training.data import DataStatus
     from toolkit.training.loop import EpochRecord
@@ -233,6 +235,62 @@ def training_benchmark_lines(benchmark: "TrainingBenchmark") -> str:
             + (f"  {row.note}" if row.note else "")
         )
     return "\n".join(lines)
+
+
+def prediction_benchmark_lines(benchmark: "PredictionBenchmark") -> str:
+    """The figures of `cifar bench predict`: one picture, then the folder."""
+    libraries = ", ".join(f"{name} {number}" for name, number in benchmark.libraries.items())
+    lines = [
+        f"{benchmark.model}, {benchmark.cores} cores, {libraries}",
+        f"{'one picture, whole process':<40}{'ms':>10}{'ratio':>8}{'peak MB':>9}",
+    ]
+    for name, program in (("bare script", benchmark.single_bare), ("cifar predict", benchmark.single)):
+        ratio = program.seconds / benchmark.single_bare.seconds
+        lines.append(f"{name:<40}{1e3 * program.seconds:>10,.0f}{ratio:>8.2f}{_megabytes(program.peak_memory):>9}")
+    lines.append(f"{f'{benchmark.pictures:,} pictures':<40}{'images/s':>10}{'share':>8}{'peak MB':>9}")
+    for name, speed, memory in (
+        (f"ONNX Runtime by itself, batch {benchmark.batch_size}", benchmark.runtime_pictures_per_second, None),
+        ("one at a time", benchmark.bare_pictures_per_second, benchmark.folder_bare.peak_memory),
+        ("cifar predict", benchmark.pictures_per_second, benchmark.folder.peak_memory),
+    ):
+        share = speed / benchmark.runtime_pictures_per_second
+        lines.append(f"{name:<40}{speed:>10,.0f}{share:>8.0%}{_megabytes(memory):>9}")
+    lines.append(f"{'cifar predict without its start':<40}{'':>10}{benchmark.share_after_start:>8.0%}")
+    return "\n".join(lines)
+
+
+def deployment_benchmark_lines(benchmark: "DeploymentBenchmark") -> str:
+    """The figures of `cifar bench deploy`: a line for each side, then one for each batch size and side."""
+    libraries = ", ".join(f"{name} {number}" for name, number in benchmark.libraries.items())
+    width = max(4, *(len(result.side.name) for result in benchmark.sides)) + 2
+    lines = [
+        f"{benchmark.device}, {benchmark.cores} cores, {libraries}",
+        f"{'side':<{width}}{'file kB':>9}{'start ms':>10}{'memory MB':>11}{'accuracy':>10}",
+        *(_side_line(result, width) for result in benchmark.sides),
+        f"{'side':<{width}}{'batch':>6}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}{'images/s':>10}{'ratio':>8}",
+    ]
+    for position, batch_size in enumerate(benchmark.batch_sizes):
+        for result in benchmark.sides:
+            timing = result.timings[position] if position < len(result.timings) else None
+            if timing is not None:
+                lines.append(
+                    f"{result.side.name:<{width}}{batch_size:>6}{timing.p50_ms:>10.2f}{timing.p95_ms:>10.2f}"
+                    f"{timing.p99_ms:>10.2f}{timing.images_per_second:>10,.0f}{_number(timing.ratio, '.2f'):>8}"
+                )
+    return "\n".join([*lines, *benchmark.notes])
+
+
+def _side_line(result: "SideResult", width: int) -> str:
+    kilobytes = None if result.file_bytes is None else result.file_bytes / 1e3
+    return (
+        f"{result.side.name:<{width}}{_number(kilobytes, ',.0f'):>9}{_number(result.start_ms, ',.1f'):>10}"
+        f"{_megabytes(result.memory):>11}{_number(result.accuracy, '.2%'):>10}"
+        + (f"  {result.note}" if result.note else "")
+    )
+
+
+def _megabytes(memory: int | None) -> str:
+    return _number(None if memory is None else memory / 1e6, ",.0f")
 
 
 def _number(value: float | None, form: str) -> str:

@@ -118,6 +118,7 @@ def to_int8(
             extra_options=options,
         )
         quantized = onnx.load(output)
+    _widen_preprocessing(quantized)
     made = {"method": method, "images": len(images), "seed": CALIBRATION_SEED, "target": target}
     return lean(quantized), made
 
@@ -148,6 +149,19 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has 
 def _preprocessing(model: ModelProto) -> list[NodeProto]:
     """What stands before the first convolution; nodes are in the order in which they run."""
     return list(takewhile(lambda node: node.op_type != "Conv", model.graph.node))
+
+
+def _widen_preprocessing(model: ModelProto) -> None:
+    """Store scale and shift of the three channels for a whole row of pixels, (1, 3, 1, 1) -> (1, 3, 1, 32).
+
+    They are all that stays in float before the logits. ONNX Runtime runs quantized convolutions on (N, 32, 32, 3), and
+    broadcasting over three values at a time took a fourteenth of the model's time; over 96 it takes next to nothing.
+    """
+    used = {name for node in _preprocessing(model) for name in node.input}
+    for tensor in model.graph.initializer:
+        if tensor.name in used and list(tensor.dims) == [1, 3, 1, 1]:
+            row = np.broadcast_to(numpy_helper.to_array(tensor), (1, 3, 1, 32))
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(row), tensor.name))
 
 
 def _half(name: str) -> str:

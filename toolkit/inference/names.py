@@ -10,7 +10,8 @@ def display(name: str | os.PathLike[str]) -> str:
     Control characters, line ends and characters that reorder text become `\n`, `\x1b` or `\u202e`; a byte that is not
     UTF-8 becomes `\xff`. Ordinary letters of every script, and spaces, stay as they are.
     """
-    return "".join(_shown(character) for character in os.fspath(name))
+    text = os.fspath(name)
+    return text if text.isprintable() else "".join(map(_shown, text))
 
 
 def as_text(name: str | os.PathLike[str]) -> str:

@@ -27,6 +27,9 @@ MAX_BATCH_SIZE = 4096  # about 1 GiB of activations
 # More threads than this do not help: a picture is decoded in a few milliseconds and the model has to keep up.
 _MAX_DECODERS = 8
 
+# So many pictures are handed to a thread at a time: handing over costs as much as a third of decoding a small one.
+_MAX_SHARE = 16
+
 PathLike = str | os.PathLike[str]
 Source = PathLike | NDArray[np.uint8] | Image.Image
 
@@ -79,7 +82,7 @@ def classify(
     session: Session, sources: Iterable[Source | Failure], *, batch_size: int = BATCH_SIZE, top: int = 1
 ) -> Iterator[Prediction | Failure]:
     """As `stream`, of pictures that are named one by one or are in memory; a `Failure` is handed on in its place."""
-    decoded = _decoded(sources, ahead=2 * batch_size)
+    decoded = _decoded(sources, batch_size=batch_size)
     try:
         while batch := list(islice(decoded, batch_size)):
             yield from _predicted(session, batch, top)
@@ -178,44 +181,64 @@ def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
 _Decoded = tuple[str, NDArray[np.uint8]] | Failure
 
 
-def _decoded(sources: Iterable[Source | Failure], *, ahead: int) -> Generator[_Decoded, None, None]:
-    """Each source's path and picture, in order; at most `ahead` of them are decoded or waiting at any time."""
-    pending: deque[Future[_Decoded]] = deque()
-    with ThreadPoolExecutor(min(available_cores(), _MAX_DECODERS), thread_name_prefix="decode") as pool:
+def _decoded(sources: Iterable[Source | Failure], *, batch_size: int) -> Generator[_Decoded, None, None]:
+    """Each source's path and picture, in order; at most two batches of them are decoded or waiting at any time."""
+    decoders = min(available_cores(), _MAX_DECODERS)
+    share = max(1, min(_MAX_SHARE, batch_size // decoders))
+    sources = iter(sources)
+    pending: deque[Future[list[_Decoded]]] = deque()
+    with ThreadPoolExecutor(decoders, thread_name_prefix="decode") as pool:
         try:
-            for source in sources:
-                # Here and not in a thread: a thread that waits for input could not be interrupted.
-                piped = sys.stdin.buffer.read(MAX_BYTES + 1) if isinstance(source, str) and source == STDIN else None
-                pending.append(pool.submit(_decode, source, piped))
-                if len(pending) >= ahead:
-                    yield pending.popleft().result()
+            while several := [_taken(source) for source in islice(sources, share)]:
+                pending.append(pool.submit(_decode_several, several))
+                if len(pending) * share >= 2 * batch_size:
+                    yield from pending.popleft().result()
             while pending:
-                yield pending.popleft().result()
+                yield from pending.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _decode(source: Source | Failure, piped: bytes | None) -> _Decoded:
+@dataclass(frozen=True)
+class _Piped:
+    """What came on standard input."""
+
+    content: bytes
+
+
+def _taken(source: Source | Failure) -> Source | Failure | _Piped:
+    """Read standard input here, not in a thread: one that waits for input could not be interrupted."""
+    if isinstance(source, str) and source == STDIN:
+        return _Piped(sys.stdin.buffer.read(MAX_BYTES + 1))
+    return source
+
+
+def _decode_several(sources: list[Source | Failure | _Piped]) -> list[_Decoded]:
+    return [_decode(source) for source in sources]
+
+
+def _decode(source: Source | Failure | _Piped) -> _Decoded:
     if isinstance(source, Failure):
         return source
     if isinstance(source, np.ndarray):
         return "", source if source.shape == (SIDE, SIDE, 3) else prepare(Image.fromarray(source))
     if isinstance(source, Image.Image):
         return "", prepare(source)
-    path = os.fspath(source)
+    path = STDIN if isinstance(source, _Piped) else os.fspath(source)
     try:
-        if piped is not None:
-            return path, read_image(piped, name="standard input")
+        if isinstance(source, _Piped):
+            return path, read_image(source.content, name="standard input")
         return path, read_image(path)
     except ToolkitError as error:
         return Failure(path, str(error))
 
 
 def _predicted(session: Session, batch: list[_Decoded], top: int) -> Iterator[Prediction | Failure]:
-    images = [item[1] for item in batch if not isinstance(item, Failure)]
-    rows = iter(_probabilities(session, images))
+    probabilities = _probabilities(session, [item[1] for item in batch if not isinstance(item, Failure)])
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]  # (N, top)
+    rows = zip(best.tolist(), np.take_along_axis(probabilities, best, axis=1).tolist(), strict=True)
     for item in batch:
-        yield item if isinstance(item, Failure) else _prediction(item[0], next(rows), session.class_names, top)
+        yield item if isinstance(item, Failure) else _prediction(item[0], *next(rows), session.class_names)
 
 
 def _probabilities(session: Session, images: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
@@ -229,8 +252,7 @@ def _probabilities(session: Session, images: list[NDArray[np.uint8]]) -> NDArray
     return probabilities
 
 
-def _prediction(path: str, probabilities: NDArray[np.float32], class_names: tuple[str, ...], top: int) -> Prediction:
-    best = np.argsort(-probabilities, kind="stable")[:top].tolist()
-    ranked = tuple((class_names[index], float(probabilities[index])) for index in best)
+def _prediction(path: str, best: list[int], values: list[float], class_names: tuple[str, ...]) -> Prediction:
+    ranked = tuple((class_names[index], value) for index, value in zip(best, values, strict=True))
     label, probability = ranked[0]
     return Prediction(path, label, best[0], probability, ranked)

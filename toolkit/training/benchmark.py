@@ -6,31 +6,26 @@ median of the rounds counts. On CUDA none of this has run yet.
 """
 
 import dataclasses
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from toolkit.cores import available_cores
 from toolkit.errors import UsageError
+from toolkit.timing import Worker
 from toolkit.training.device import choose_device, choose_dtype, device_name
 
 BATCH_SIZES = (128, 32, 512)
 IMAGES = 50_000
 ROUNDS = 3
 SECONDS_A_ROUND = {"cpu": 4.0, "cuda": 1.5}  # of each variant
-ANSWER_LIMIT = 400.0  # seconds without an answer after which a process is given up, compiling included
 GPU_TIME_LIMIT = 360.0  # seconds after which no process is started, so that all of it stays under eight minutes
 
 Progress = Callable[[str], None]
@@ -205,69 +200,29 @@ class _Worker:
     """A process of `toolkit.training.benchmark_worker`; one that fails keeps its reason, and the others go on."""
 
     def __init__(self, variant: Variant, device: torch.device, *, images: int, cache: str) -> None:
-        self.variant, self.device, self.failure = variant, str(device), ""
-        self.rounds: list[float] = []
+        self.variant, self.rounds = variant, list[float]()
         spec = dataclasses.asdict(variant) | {"device": str(device), "images": images, "workers": available_cores()}
-        root = str(Path(__file__).parent.parent.parent)
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        started = time.time()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "toolkit.training.benchmark_worker", json.dumps(spec)],
-            env=os.environ | {"PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": cache},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.ready = self._answer()
-        self.startup_seconds = self.ready["ready_at"] - started if self.ready else None
+        cache_folder = {"TORCHINDUCTOR_CACHE_DIR": cache}
+        self.worker = Worker("toolkit.training.benchmark_worker", spec, environment=cache_folder)
 
     def train(self, seconds: float) -> None:
         """One round."""
-        assert self.process.stdin is not None
-        if self.failure:
-            return
-        try:
-            self.process.stdin.write(json.dumps(seconds) + "\n")
-            self.process.stdin.flush()
-        except OSError as error:
-            self.failure = f"the process ended ({error})"
-            return
-        if speed := self._answer().get("images_per_second"):
+        if speed := self.worker.ask(seconds).get("images_per_second"):
             self.rounds.append(speed)
 
     def finish(self) -> Row:
         """Let the process end; what it measured."""
-        assert self.process.stdin is not None
-        memory = None
-        if not self.failure:
-            self.process.stdin.close()
-            memory = self._answer().get("peak_memory")
+        memory = self.worker.finish().get("peak_memory")
+        ready = self.worker.ready
         return Row(
             variant=self.variant,
             images_per_second=statistics.median(self.rounds) if self.rounds else None,
             rounds=tuple(self.rounds),
-            startup_seconds=self.startup_seconds,
-            first_steps_seconds=self.ready.get("first_steps_seconds"),
+            startup_seconds=ready["ready_at"] - self.worker.started if ready else None,
+            first_steps_seconds=ready.get("first_steps_seconds"),
             peak_memory=memory,
-            note="; ".join(filter(None, [*self.ready.get("notes", []), self.failure])),
+            note="; ".join(filter(None, [*ready.get("notes", []), self.worker.failure])),
         )
 
     def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def _answer(self) -> dict[str, Any]:
-        """The next line; {} where there is none, and `failure` says why."""
-        assert self.process.stdout is not None
-        timer = threading.Timer(ANSWER_LIMIT, self.process.kill)
-        timer.start()
-        try:
-            line = self.process.stdout.readline()
-        finally:
-            timer.cancel()
-        answer: dict[str, Any] = json.loads(line) if line else {"error": "the process ended without an answer"}
-        if "error" in answer:
-            self.failure = answer["error"]
-            return {}
-        return answer
+        self.worker.stop()

@@ -7,11 +7,12 @@ not depend on what they show, and no data set is needed.
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
+
+from toolkit.timing import Answer, peak_memory, run_worker
 
 CLASSES = 10
 WARM_UP_STEPS = 5  # untimed: the step's own warm-up and recording happen here
@@ -143,7 +144,7 @@ class Conventional:
         self.steps(2 * self.workers)
 
 
-def serve(spec: dict[str, Any], answer: Any) -> None:
+def serve(spec: dict[str, Any], answer: Answer) -> None:
     """Build the variant, then train for as long as each line of stdin says."""
     trainer: Any = Conventional(spec) if spec["step"] == "conventional" else Ours(spec)
     ready = time.time()
@@ -172,30 +173,8 @@ def _peak_memory(device: str) -> int | None:
         import torch
 
         return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def main() -> None:
-    """Keep the real stdout for the answers: compilers and libraries print to it what they like."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def answer(value: dict[str, Any]) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
-
-    try:
-        serve(json.loads(sys.argv[1]), answer)
-    except (KeyboardInterrupt, BrokenPipeError):
-        sys.exit(130)
-    except Exception as error:
-        answer({"error": f"{type(error).__name__}: {error}".split("\n")[0]})
-        sys.exit(1)
+    return peak_memory()
 
 
 if __name__ == "__main__":
-    main()
+    run_worker(serve)

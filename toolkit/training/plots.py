@@ -33,7 +33,7 @@ def plot_curves(records: Sequence[dict[str, Any]], path: Path, *, title: str) ->
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_confusion(metrics: Metrics, path: Path, *, title: str) -> None:
@@ -62,9 +62,10 @@ def plot_confusion(metrics: Metrics, path: Path, *, title: str) -> None:
                     fontsize=8,
                     color="white" if percent > 50 else "black",
                 )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file, whole or not at all."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
