@@ -7,6 +7,7 @@ from toolkit.errors import UsageError
 from toolkit.training.mode import MEASURED, CompileFigures, choose_mode
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+GAINS_A_LITTLE = CompileFigures(seconds=60, eager=472, compiled=514)
 
 
 def test_compiling_pays_from_the_images_on_at_which_the_saved_time_exceeds_the_compile_time():
@@ -24,11 +25,13 @@ def test_a_slower_compiled_step_never_pays():
 @pytest.mark.parametrize(("dtype", "epochs", "mode"), [
     (torch.float32, 150, "compiled"), (torch.float32, 2, "eager"), (torch.bfloat16, 150, "eager"),
 ])  # fmt: skip
-def test_automatic_choice_on_a_cpu(dtype, epochs, mode):
+def test_automatic_choice_follows_the_figures(dtype, epochs, mode, monkeypatch):
+    monkeypatch.setitem(MEASURED, ("cpu", torch.float32), GAINS_A_LITTLE)
     assert choose_mode("auto", CPU, dtype, images=45_000 * epochs).mode == mode
 
 
-def test_the_choice_is_said_where_a_user_would_wonder():
+def test_the_choice_is_said_where_a_user_would_wonder(monkeypatch):
+    monkeypatch.setitem(MEASURED, ("cpu", torch.float32), GAINS_A_LITTLE)
     assert "about 120 s" in choose_mode("auto", CPU, torch.float32, images=10**8, shapes=2).note
     assert "too short" in choose_mode("auto", CPU, torch.float32, images=100).note
     assert choose_mode("auto", CPU, torch.bfloat16, images=100).note == ""
