@@ -92,7 +92,7 @@ def _flag(help: str) -> Any:
 def train(
     context: typer.Context,
     recipe: Annotated[
-        str, typer.Option(help="A preset (reference, fast, demo), or a TOML or JSON file.")
+        str, typer.Option(help="A preset (reference, fast, best, demo), or a TOML or JSON file.")
     ] = "reference",
     data: Data = None,
     name: Annotated[str | None, typer.Option(help="Name of the run's folder. [default: from the recipe]")] = None,
@@ -114,6 +114,7 @@ def train(
     warmup_epochs: Annotated[float | None, _flag("Epochs over which the learning rate first rises from 0.")] = None,
     weight_decay: Annotated[float | None, _flag("L2 penalty on convolution and linear weights.")] = None,
     dropout_rate: Annotated[float | None, _flag("Dropout before the linear layer.")] = None,
+    label_smoothing: Annotated[float | None, _flag("Share of each label spread over the classes.")] = None,
     batch_size: Annotated[int | None, _flag("Images a step.")] = None,
     epochs: Annotated[int | None, _flag("Passes over the training images.")] = None,
     early_stopping: Annotated[str | None, _flag("false, or the patience in epochs.")] = None,
@@ -121,6 +122,7 @@ def train(
     crop_padding: Annotated[int | None, _flag("Black pixels on each side before the crop.")] = None,
     horizontal_flip: Annotated[bool | None, _flag("Mirror images with probability one half.")] = None,
     mixup_alpha: Annotated[float | None, _flag("Mixup's Beta(alpha, alpha); 0: no mixup.")] = None,
+    random_erasing: Annotated[float | None, _flag("Probability that a random rectangle is erased.")] = None,
     small_crop_size: Annotated[int | None, _flag("Side of the smaller crops of the first epochs, pixels.")] = None,
     small_crop_share: Annotated[float | None, _flag("Share of the epochs that train on the smaller crops.")] = None,
     model: Annotated[str | None, _flag("The network: see `cifar models`.")] = None,

@@ -31,6 +31,7 @@ class DataAugmentation:
     crop_padding: int = _key(4, "black pixels added on each side before the crop", low=0, high=16)
     horizontal_flip: bool = _key(True, "mirror every image with probability one half")
     mixup_alpha: float = _key(0.2, "mixup's Beta(alpha, alpha) distribution; 0: no mixup", low=0)
+    random_erasing: float = _key(0.0, "probability that a random rectangle of an image is erased", low=0, high=1)
     small_crop_size: int = _key(24, "side of the smaller crops that the first epochs may train on", low=8, high=32)
     small_crop_share: float = _key(0.0, "share of the epochs that train on the smaller crops", low=0, high=1)
 
@@ -59,6 +60,7 @@ class Recipe:
     warmup_epochs: float = _key(0.0, "epochs over which the learning rate first rises from 0", low=0)
     weight_decay: float = _key(5e-4, "L2 penalty on convolution and linear weights", low=0)
     dropout_rate: float = _key(0.3, "dropout before the linear layer", low=0, high=0.9999)
+    label_smoothing: float = _key(0.0, "share of each label that is spread evenly over the classes", low=0, high=0.9999)
     batch_size: int = _key(32, "images a step", low=1)
     epochs: int = _key(150, "passes over the training images", low=1)
     early_stopping: int | bool = _key(

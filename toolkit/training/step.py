@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolkit.training.augment import crop_and_flip, mixup, normalised
+from toolkit.training.augment import crop_and_flip, mixup, normalised, random_erasing
 from toolkit.training.capture import CapturedStep, CudaGraphs, first_line
 from toolkit.training.recipe import Recipe
 
@@ -68,6 +68,7 @@ class TrainingStep:
         self.network = network
         self.optimizer = optimizer
         self.augmentation = recipe.data_augmentation
+        self.label_smoothing = recipe.label_smoothing
         self.images = images
         self.labels = labels
         self.dtype = dtype
@@ -103,12 +104,14 @@ class TrainingStep:
         )
         images, labels = normalised(windows), self.labels[indices]
         partners, weight = labels, torch.ones((), device=labels.device)
+        if self.augmentation.random_erasing > 0:
+            images = random_erasing(images, self.augmentation.random_erasing)
         if self.augmentation.mixup_alpha > 0:
             images, partners, weight = mixup(images, labels, self.augmentation.mixup_alpha)
         logits = self._logits(images)
-        loss = weight * F.cross_entropy(logits, labels)
+        loss = weight * F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         if partners is not labels:
-            loss = loss + (1 - weight) * F.cross_entropy(logits, partners)
+            loss = loss + (1 - weight) * F.cross_entropy(logits, partners, label_smoothing=self.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
