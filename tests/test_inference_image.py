@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from toolkit.errors import ToolkitError
 from toolkit.inference import image as image_module
 from toolkit.inference import prepare, read_image
-from toolkit.inference.image import picture_suffixes
+from toolkit.inference.image import is_picture_name, picture_suffixes
 
 
 def noise(height: int = 32, width: int = 32, channels: int = 3) -> NDArray[np.uint8]:
@@ -248,6 +248,21 @@ def test_formats_that_would_run_something_are_refused() -> None:
         read_image(eps)
     assert not {".eps", ".ps", ".iim", ".h5", ".mpg", ".pdf"} & picture_suffixes()
     assert {".png", ".jpg", ".jpeg", ".gif", ".webp", ".tif", ".bmp", ".mpo"} <= picture_suffixes()
+
+
+def test_which_names_are_those_of_pictures() -> None:
+    assert all(map(is_picture_name, ("a.png", "a.b.JPG", "a.jpeg", "a.webp", "a.TIF")))
+    assert not any(map(is_picture_name, ("notes.txt", "png", ".png", "a.png.gz", "a.eps", "")))
+    assert picture_suffixes() >= image_module._USUAL_SUFFIXES
+
+
+def test_the_usual_names_load_none_of_the_rarer_readers() -> None:
+    code = (
+        "import sys; from toolkit.inference.image import is_picture_name\n"
+        "assert is_picture_name('a.png'); assert 'PIL.TiffImagePlugin' not in sys.modules\n"
+        "assert is_picture_name('a.tif'); assert 'PIL.TiffImagePlugin' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_missing_folder_and_forbidden_names(tmp_path: Path) -> None:

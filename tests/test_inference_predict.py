@@ -1,5 +1,6 @@
 """Paths -> predictions: what is found, in which order, how much at once, and what a bad file does."""
 
+import dataclasses
 import io
 import itertools
 import os
@@ -18,6 +19,7 @@ from toolkit.classes import CLASS_NAMES
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.inference import Classifier, Failure, Prediction, predict
 from toolkit.inference.predict import expand
+from toolkit.inference.session import Session
 
 COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}
 LABELS = {"red": "airplane", "green": "automobile", "blue": "bird"}  # the first class of each channel
@@ -26,7 +28,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX names and link
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
-    return Classifier(saved(tmp_path_factory.mktemp("model"), tiny_model()), "cpu")
+    return Classifier(saved(tmp_path_factory.mktemp("model"), tiny_model()), "cpu", threads=2)
 
 
 def draw(path: Path, colour: str = "red") -> str:
@@ -65,6 +67,41 @@ def test_a_bad_file_leaves_the_others_alone(classifier: Classifier, tmp_path: Pa
     assert results[3].error.startswith(f"{missing}: cannot be opened: No such file")
     with pytest.raises(ToolkitError, match=r"bad\.png: cannot be decoded"):
         classifier.predict([good[0], bad])
+
+
+@pytest.mark.parametrize(("provider", "most"), [("cpu", 16), ("cuda", 20)])
+def test_how_many_pictures_the_model_sees(
+    classifier: Classifier, provider: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU each thread runs the model on its own share; a GPU gets whole batches, from one thread."""
+    seen: list[tuple[int, int]] = []
+    probabilities = predict._probabilities
+
+    def noting(session: Session, images: list[np.ndarray]) -> np.ndarray:
+        seen.append((threading.get_ident(), len(images)))
+        return probabilities(session, images)
+
+    monkeypatch.setattr(predict, "_probabilities", noting)
+    pictures = [np.full((32, 32, 3), COLOURS[name], np.uint8) for name in [*COLOURS] * 30]
+    session = dataclasses.replace(classifier.session, provider=provider)
+    results = list(predict.classify(session, pictures, workers=2, batch_size=20))
+    assert [result.label for result in results if isinstance(result, Prediction)] == [*LABELS.values()] * 30
+    assert sum(count for _, count in seen) == 90
+    assert max(count for _, count in seen) == most
+    here = threading.get_ident()
+    assert all((thread == here) == (provider == "cuda") for thread, _ in seen)
+
+
+@pytest.mark.parametrize(("threads", "workers", "each"), [(1, 1, 1), (3, 3, 1), (16, 16, 1), (64, 16, 4)])
+def test_threads_are_shared_out(tmp_path: Path, threads: int, workers: int, each: int) -> None:
+    classifier = Classifier(saved(tmp_path, tiny_model()), "cpu", threads=threads)
+    assert (classifier._workers, classifier.session.threads) == (workers, each)
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_threads_are_wrong_usage(tmp_path: Path, threads: int) -> None:
+    with pytest.raises(UsageError, match="threads must be at least 1"):
+        Classifier(saved(tmp_path, tiny_model()), "cpu", threads=threads)
 
 
 def test_only_failures(classifier: Classifier, tmp_path: Path) -> None:
@@ -280,7 +317,7 @@ def test_an_abandoned_stream_leaves_no_threads(classifier: Classifier, tmp_path:
     results = classifier.stream([draw(tmp_path / "x.png")] * 100, batch_size=2)
     next(results)
     results.close()  # type: ignore[attr-defined]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("predict")]
 
 
 def test_the_default_model_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

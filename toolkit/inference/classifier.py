@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from toolkit.cores import available_cores
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.inference import predict
 from toolkit.inference.model_file import find_model
-from toolkit.inference.predict import BATCH_SIZE, Failure, PathLike, Prediction, Source
+from toolkit.inference.predict import BATCH_SIZE, MAX_WORKERS, Failure, PathLike, Prediction, Source
 from toolkit.inference.session import Session, open_model
 
 
@@ -25,7 +26,9 @@ class Classifier:
         model: an ONNX file as `cifar export` writes it; by default `$CIFAR_MODEL`, then `model.onnx` in the current
             folder, then the model that is shipped with the package.
         provider: "auto", "cpu", "cuda" or "tensorrt". What is asked for is what runs, or it is an error.
-        threads: processor threads for one call of the model; by default the cores that this process may use.
+        threads: processor threads to use; by default the cores that this process may use. On the CPU each of them
+            decodes pictures and runs the model on those by itself, so that a single picture keeps one of them busy;
+            beyond 16, several run one batch together.
 
     Raises:
         UsageError: an unknown provider, or fewer than one thread.
@@ -33,7 +36,9 @@ class Classifier:
     """
 
     def __init__(self, model: PathLike | None = None, provider: str = "auto", *, threads: int | None = None) -> None:
-        self._session = open_model(find_model(model), provider=provider, threads=threads)
+        threads = available_cores() if threads is None else threads
+        self._workers = max(1, min(threads, MAX_WORKERS))
+        self._session = open_model(find_model(model), provider=provider, threads=threads // self._workers)
 
     @property
     def session(self) -> Session:
@@ -48,7 +53,7 @@ class Classifier:
         Args:
             images: pictures, or a single one: paths of image files ("-" is standard input), Pillow images, uint8 RGB
                 arrays `(H, W, 3)`. An array `(N, H, W, 3)` counts as N pictures.
-            batch_size: how many pictures the model sees at once.
+            batch_size: how many pictures the model sees at once, at most; on the CPU never more than 16.
             top: how many classes each prediction lists.
 
         Raises:
@@ -58,7 +63,8 @@ class Classifier:
         predict.check_options(batch_size=batch_size, top=top)
         sources = [images] if isinstance(images, str | os.PathLike | np.ndarray | Image.Image) else images
         predictions = []
-        for result in predict.classify(self._session, _one_by_one(sources), batch_size=batch_size, top=top):
+        options = {"workers": self._workers, "batch_size": batch_size, "top": top}
+        for result in predict.classify(self._session, _one_by_one(sources), **options):
             if isinstance(result, Failure):
                 raise ToolkitError(result.error)
             predictions.append(result)
@@ -77,7 +83,7 @@ class Classifier:
             ToolkitError: the model failed.
         """
         several = [paths] if isinstance(paths, str | os.PathLike) else paths
-        return predict.stream(self._session, several, batch_size=batch_size, top=top)
+        return predict.stream(self._session, several, workers=self._workers, batch_size=batch_size, top=top)
 
 
 def _one_by_one(sources: Iterable[Source]) -> Iterator[Source]:

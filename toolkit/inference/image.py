@@ -5,6 +5,7 @@ The rule: EXIF rotation applied, transparency composited over white, shorter sid
 than 8 bits a channel are scaled, not clipped; colour profiles are not applied.
 """
 
+import functools
 import io
 import math
 import os
@@ -40,6 +41,9 @@ _REFUSED_FORMATS = {"EPS", "IPTC", "WMF"}
 
 # Pillow knows these by name only and cannot decode them.
 _STUB_FORMATS = {"BUFR", "GRIB", "HDF5", "MPEG"}
+
+# Known without loading all of Pillow's readers, which takes longer than a hundred small pictures.
+_USUAL_SUFFIXES = {".png", ".jpg", ".jpeg"}
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -84,6 +88,13 @@ def prepare(image: Image.Image) -> NDArray[np.uint8]:
         return _prepared(image)
 
 
+def is_picture_name(name: str) -> bool:
+    """Whether a file's name ends like that of a picture in one of the formats that can be decoded here."""
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix in _USUAL_SUFFIXES or suffix in picture_suffixes()
+
+
+@functools.cache
 def picture_suffixes() -> frozenset[str]:
     """The file name endings, in lower case and with their dot, of the formats that can be decoded here."""
     extensions = Image.registered_extensions()  # loads all of Pillow's readers
@@ -171,6 +182,8 @@ def _black_and_white(mode: str, lowest: float, highest: float) -> tuple[float, f
 
 def _fitted(image: Image.Image) -> Image.Image:
     """Resized and cropped in one step: the filter runs over the centre square alone, so a long strip costs little."""
+    if image.size == (SIDE, SIDE):
+        return image
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
