@@ -103,8 +103,16 @@ def picture_suffixes() -> frozenset[str]:
 
 
 def _decode(file: IO[bytes], name: str) -> NDArray[np.uint8]:
-    with _explained(name), Image.open(file) as image:
+    with _explained(name), _opened(file) as image:
         return _prepared(image)
+
+
+def _opened(file: IO[bytes]) -> Image.Image:
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:  # maybe only because another thread was still loading readers: they are there now
+        file.seek(0)
+        return Image.open(file)
 
 
 @contextmanager
