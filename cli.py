@@ -116,6 +116,7 @@ def train(
     weight_decay: Annotated[float | None, _flag("L2 penalty on convolution and linear weights.")] = None,
     dropout_rate: Annotated[float | None, _flag("Dropout before the linear layer.")] = None,
     label_smoothing: Annotated[float | None, _flag("Share of each label spread over the classes.")] = None,
+    ema_decay: Annotated[float | None, _flag("Decay of a moving average of the weights; 0: none.")] = None,
     batch_size: Annotated[int | None, _flag("Images a step.")] = None,
     epochs: Annotated[int | None, _flag("Passes over the training images.")] = None,
     early_stopping: Annotated[str | None, _flag("false, or the patience in epochs.")] = None,

@@ -27,8 +27,9 @@ class Checkpoint:
         data: identity of the training data: "name" and "train_sha256".
         epoch: how many epochs the weights have seen.
         val_accuracy: in [0, 1]; None where no validation images were held out.
-        weights: the network's state dict, on the CPU.
+        weights: the network's state dict, on the CPU; the averages, if the recipe averages.
         training: optimiser state and the loop's own values; None in a checkpoint that is not meant to be continued.
+            If the recipe averages, also the weights behind the averages, and how many steps were averaged.
     """
 
     model: str

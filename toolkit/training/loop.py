@@ -15,12 +15,13 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import ResNet, build_model
 from toolkit import __version__
 from toolkit.errors import ToolkitError
 from toolkit.training.augment import padded
+from toolkit.training.averaging import WeightAverage
 from toolkit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from toolkit.training.data import DataSource, Images, data_identity, require_same_data, split
 from toolkit.training.device import (
@@ -54,7 +55,8 @@ class EpochRecord:
         learning_rate: of the epoch's last step.
         train_loss: mean over the images, augmented, with the weights as they were at each step; nats.
         train_accuracy: likewise, in [0, 1]; under mixup a label counts by its share in the image.
-        val_loss: after the epoch, without augmentation; None without validation images.
+        val_loss: after the epoch, without augmentation, of the averaged weights if the recipe averages them; None
+            without validation images.
         val_accuracy: likewise, in [0, 1].
         seconds: wall time of the epoch, validation included.
         images_per_second: training images by the wall time of the steps alone.
@@ -84,7 +86,8 @@ def train(
     """Train by `recipe`, yield a record after each epoch, and write the run folder's files.
 
     `last.pt` is there before the first step and is replaced after each epoch; `best.pt` holds the epoch with the
-    highest validation accuracy, or the last epoch where no images are held out. When the last record has been taken,
+    highest validation accuracy, or the last epoch where no images are held out. Where the recipe averages the weights,
+    the averages are what is validated and kept; `last.pt` holds the weights behind them as well, to go on from. When the last record has been taken,
     `summary.json` and the pictures are written, which marks the run as finished.
 
     Reseeds torch's default generators at each epoch's start.
@@ -137,6 +140,9 @@ class _Trainer:
         self._seed(epoch=0)
         self.network: ResNet = build_model(recipe.run.model, **self.model_args)
         self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = WeightAverage(self.network, recipe.ema_decay) if recipe.ema_decay > 0 else None
+        # What is measured and kept:
+        self.result: nn.Module = self.network if self.average is None else self.average.network
         self.optimizer = make_optimizer(self.network, recipe)
         self.step = TrainingStep(
             self.network,
@@ -145,6 +151,7 @@ class _Trainer:
             images=padded(self.train_images.images, recipe.data_augmentation.crop_padding).to(device),
             labels=self.train_images.labels.to(device),
             dtype=self.dtype,
+            average=self.average,
             mode=self.mode,
             note=note,
         )
@@ -173,7 +180,9 @@ class _Trainer:
         self._require_same_recipe(Recipe.from_dict(last.recipe, where=str(self.run.last)))
         if last.training is None:
             raise ToolkitError(f"{self.run.last} holds no state of the optimiser to go on from")
-        self.network.load_state_dict(last.weights)
+        self.network.load_state_dict(last.training.get("weights", last.weights))
+        if self.average is not None:
+            self.average.load(last.weights, steps=last.training["averaged_steps"])
         self.optimizer.load_state_dict(last.training["optimizer"])
         self.seconds = last.training["seconds"]
         if self.run.best.is_file():
@@ -256,6 +265,8 @@ class _Trainer:
         training = None
         if with_training:
             training = {"optimizer": self.optimizer.state_dict(), "seconds": self.seconds, "precision": self.precision}
+            if self.average is not None:
+                training |= {"weights": _plain_weights(self.network), "averaged_steps": self.average.steps}
         return Checkpoint(
             model=self.recipe.run.model,
             model_args=self.model_args,
@@ -264,14 +275,14 @@ class _Trainer:
             data=self.identity,
             epoch=epoch,
             val_accuracy=val_accuracy,
-            weights={name: _plain(value) for name, value in self.network.state_dict().items()},
+            weights=_plain_weights(self.result),
             training=training,
         )
 
     def _measure(self, images: Images, dtype: torch.dtype) -> Metrics | None:
         if len(images) == 0:
             return None
-        return measure(compute_logits(self.network, images.images, dtype=dtype), images.labels, self.class_names)
+        return measure(compute_logits(self.result, images.images, dtype=dtype), images.labels, self.class_names)
 
     def finish(self) -> None:
         """Measure the last and the best weights in float32, draw the pictures, write the summary."""
@@ -279,7 +290,7 @@ class _Trainer:
         train_metrics = self._measure(self.train_images, torch.float32)
         last_validation = self._measure(self.val_images, torch.float32)
         best = load_checkpoint(self.run.best)
-        self.network.load_state_dict(best.weights)
+        self.result.load_state_dict(best.weights)
         best_validation = self._measure(self.val_images, torch.float32)
         assert train_metrics is not None  # there are always training images
         title = f"{self.recipe.run.model}, seed {self.recipe.run.seed}"
@@ -335,6 +346,6 @@ def library_versions() -> dict[str, str]:
     }
 
 
-def _plain(value: Tensor) -> Tensor:
+def _plain_weights(network: nn.Module) -> dict[str, Tensor]:
     """On the CPU and in the default layout, so that a checkpoint does not depend on where it was trained."""
-    return value.detach().to("cpu", copy=True).contiguous()
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in network.state_dict().items()}

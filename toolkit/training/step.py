@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.training.augment import crop_and_flip, mixup, normalised, random_erasing
+from toolkit.training.averaging import WeightAverage
 from toolkit.training.capture import CapturedStep, CudaGraphs, first_line
 from toolkit.training.recipe import Recipe
 
@@ -46,6 +47,7 @@ class TrainingStep:
         images: the padded training images (`augment.padded`), uint8 (N, S, S, 3), on the device.
         labels: int64 (N,), on the device.
         dtype: number format of the forward pass; the weights and the loss stay float32.
+        average: of the network's weights, moved on at each step; None for none.
         mode: "eager", "compiled", "graph" or "compiled-graph". Batches that are not full are always eager.
         note: told when compiling or capturing turns out to be impossible; the steps are then eager.
 
@@ -62,6 +64,7 @@ class TrainingStep:
         images: Tensor,
         labels: Tensor,
         dtype: torch.dtype,
+        average: WeightAverage | None = None,
         mode: str = "eager",
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -72,6 +75,7 @@ class TrainingStep:
         self.images = images
         self.labels = labels
         self.dtype = dtype
+        self.average = average
         self.note = note
         self.seconds_compiling = 0.0
         self._sums = torch.zeros(2, device=labels.device)  # loss and right answers, each times images
@@ -86,6 +90,8 @@ class TrainingStep:
         self._rate.fill_(learning_rate)
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate  # again each time: an optimiser's state that is loaded brings its own, on the CPU
+        if self.average is not None:
+            self.average.next_step()
         if self._compiled is not None and len(indices) == self._batch_size and crop_size not in self._compiled_crops:
             self._elsewhere(lambda: self._compile(crop_size))
         if self._captured is not None:
@@ -115,6 +121,8 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
         self._count(loss.detach(), logits.detach(), labels, partners, weight)
 
     def _logits(self, images: Tensor) -> Tensor:
