@@ -93,9 +93,12 @@ def _flag(help: str) -> Any:
 def train(
     context: typer.Context,
     recipe: Annotated[
-        str, typer.Option(help="A preset (reference, fast, best, demo), or a TOML or JSON file.")
+        str, typer.Option(help="A preset (reference, fast, best, teacher, demo), or a TOML or JSON file.")
     ] = "reference",
     data: Data = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Learn from this run or checkpoint too; needs --distillation-weight.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run's folder. [default: from the recipe]")] = None,
     runs: Runs = Path("runs"),
     resume: Annotated[str | None, typer.Option(help="Go on with this run, by name or path, where it stopped.")] = None,
@@ -116,6 +119,8 @@ def train(
     weight_decay: Annotated[float | None, _flag("L2 penalty on convolution and linear weights.")] = None,
     dropout_rate: Annotated[float | None, _flag("Dropout before the linear layer.")] = None,
     label_smoothing: Annotated[float | None, _flag("Share of each label spread over the classes.")] = None,
+    distillation_weight: Annotated[float | None, _flag("Share of the --teacher in the loss; 0: none.")] = None,
+    distillation_temperature: Annotated[float | None, _flag("Softens the teacher's and the student's answers.")] = None,
     ema_decay: Annotated[float | None, _flag("Decay of a moving average of the weights; 0: none.")] = None,
     batch_size: Annotated[int | None, _flag("Images a step.")] = None,
     epochs: Annotated[int | None, _flag("Passes over the training images.")] = None,
@@ -134,8 +139,10 @@ def train(
 ) -> None:
     """Train a network; every choice is in the recipe, and each key of the recipe has a flag."""
     from toolkit.display import TrainingDisplay, download_bar, run_lines
+    from toolkit.training.checkpoint import load_checkpoint
     from toolkit.training.data import find_data
     from toolkit.training.device import choose_device
+    from toolkit.training.distillation import require_fitting
     from toolkit.training.loop import train as train_network
     from toolkit.training.recipe import load_recipe, recipe_from_flags
     from toolkit.training.run import create_run, open_run
@@ -143,9 +150,10 @@ def train(
     choose_device(device)  # before anything is made
     changes = recipe_from_flags(context.params)
     if resume is not None:
-        if changes or name is not None or _given(context, "recipe"):
+        if changes or name is not None or teacher is not None or _given(context, "recipe"):
             raise UsageError(
-                "--resume goes on with the run's own recipe: leave out --recipe, --name and the recipe's flags"
+                "--resume goes on with the run's own recipe and teacher: "
+                "leave out --recipe, --name, --teacher and the recipe's flags"
             )
         run = open_run(resume, root=runs)
         if run.is_finished:
@@ -155,7 +163,9 @@ def train(
         chosen = load_recipe(recipe).replaced(changes)
     with download_bar() as progress:
         source = find_data(data or _demo_if_trained_on_it(run.last if resume else None), progress=progress)
+    taught_by = load_checkpoint(_model_file(teacher, runs)) if teacher is not None else None
     if resume is None:
+        require_fitting(taught_by, chosen, source.class_names)  # before anything is made
         path = Path(recipe)
         stem = path.parent.name if path.name == "recipe.toml" and path.parent.name else path.stem
         run = create_run(chosen, stem=f"{stem}-{chosen.run.model}-seed{chosen.run.seed}", name=name, root=runs)
@@ -173,6 +183,7 @@ def train(
                 run=run,
                 device=device,
                 resume=resume is not None,
+                teacher=taught_by,
                 progress=shown.step,
                 mode=step,
                 note=shown.note,

@@ -81,7 +81,7 @@ def test_validation_and_both_checkpoints_are_of_the_averages(tmp_path, source, r
     assert [record.train_loss for record in records] == [record.train_loss for record in plain_records]
 
 
-@pytest.mark.parametrize("boundary", [0, 1, 2])
+@pytest.mark.parametrize("boundary", [0, 2])
 def test_resume_is_exact(tmp_path, source, recipe, boundary):
     recipe = recipe.replaced({"ema_decay": 0.9})
     whole, records = run_all(recipe, source, tmp_path)
@@ -104,7 +104,8 @@ def test_without_averaging_a_checkpoint_holds_what_it_always_held(tmp_path, sour
     run, _ = run_all(recipe.replaced({"epochs": 1}), source, tmp_path)
     values = torch.load(run.last, weights_only=True)
     assert set(values) == {
-        "model", "model_args", "class_names", "recipe", "data", "epoch", "val_accuracy", "weights", "training", "format",
+        "format", "model", "model_args", "class_names", "recipe", "data", "epoch", "val_accuracy", "weights",
+        "training",
     }  # fmt: skip
     assert set(values["training"]) == {"optimizer", "seconds", "precision"}
 

@@ -30,6 +30,7 @@ class Checkpoint:
         weights: the network's state dict, on the CPU; the averages, if the recipe averages.
         training: optimiser state and the loop's own values; None in a checkpoint that is not meant to be continued.
             If the recipe averages, also the weights behind the averages, and how many steps were averaged.
+        teacher: identity of the network that taught this one (`distillation.teacher_identity`); None without one.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Checkpoint:
     val_accuracy: float | None
     weights: dict[str, Tensor]
     training: dict[str, Any] | None = None
+    teacher: dict[str, Any] | None = None
 
     def network(self) -> ResNet:
         """The network with these weights, on the CPU, in evaluation mode.
@@ -68,6 +70,8 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """
     values = {field: getattr(checkpoint, field) for field in checkpoint.__dataclass_fields__}
     values |= {"format": FORMAT, "class_names": list(checkpoint.class_names)}
+    if checkpoint.teacher is None:
+        del values["teacher"]  # as files were before there were teachers
     with replacing(path) as temporary, temporary.open("wb") as file:  # given a path, torch would store its name
         torch.save(values, file)
 

@@ -32,6 +32,7 @@ from toolkit.training.device import (
     let_cudnn_choose,
     use_available_cores,
 )
+from toolkit.training.distillation import require_fitting, teacher_identity
 from toolkit.training.metrics import Metrics, compute_logits, measure
 from toolkit.training.mode import choose_mode
 from toolkit.training.plots import plot_confusion, plot_curves
@@ -53,7 +54,8 @@ class EpochRecord:
     Attributes:
         epoch: counted from 1.
         learning_rate: of the epoch's last step.
-        train_loss: mean over the images, augmented, with the weights as they were at each step; nats.
+        train_loss: mean over the images, augmented, with the weights as they were at each step, the teacher's share
+            included; nats.
         train_accuracy: likewise, in [0, 1]; under mixup a label counts by its share in the image.
         val_loss: after the epoch, without augmentation, of the averaged weights if the recipe averages them; None
             without validation images.
@@ -79,6 +81,7 @@ def train(
     run: RunFolder,
     device: str = "auto",
     resume: bool = False,
+    teacher: Checkpoint | None = None,
     progress: Progress | None = None,
     mode: str = "auto",
     note: Note | None = None,
@@ -87,8 +90,8 @@ def train(
 
     `last.pt` is there before the first step and is replaced after each epoch; `best.pt` holds the epoch with the
     highest validation accuracy, or the last epoch where no images are held out. Where the recipe averages the weights,
-    the averages are what is validated and kept; `last.pt` holds the weights behind them as well, to go on from. When the last record has been taken,
-    `summary.json` and the pictures are written, which marks the run as finished.
+    the averages are what is validated and kept; `last.pt` holds the weights behind them as well, to go on from. When
+    the last record has been taken, `summary.json` and the pictures are written, which marks the run as finished.
 
     Reseeds torch's default generators at each epoch's start.
 
@@ -98,20 +101,30 @@ def train(
         run: from `create_run`; when resuming, from `open_run`.
         device: "auto", or a torch device.
         resume: go on after the last epoch on disk.
+        teacher: what a new run by a recipe with a distillation weight learns from; the run keeps a copy, `teacher.pt`,
+            from which it is resumed.
         progress: called after each step with the images done in this epoch, and those it has in all.
         mode: the kind of step: "auto", "eager", "compiled", "graph" or "compiled-graph".
         note: told which kind of step is taken and why, where there is something to say.
 
     Raises:
-        ToolkitError: the loss is no longer finite; the data or the recipe are not those that the run began with;
-            another process trains in this folder; a file cannot be read or written.
-        UsageError: the device cannot be used; no such split of the data; no such kind of step.
+        ToolkitError: the loss is no longer finite; the data, the recipe or the teacher are not those that the run
+            began with; the teacher does not fit; another process trains in this folder; a file cannot be read or
+            written.
+        UsageError: the device cannot be used; no such split of the data; no such kind of step; a distillation weight
+            without a teacher, or the reverse.
     """
     keep_freed_memory()
     use_available_cores()
     with run.locked():
         trainer = _Trainer(
-            recipe, source=source, run=run, device=choose_device(device), mode=mode, note=note or (lambda text: None)
+            recipe,
+            source=source,
+            run=run,
+            device=choose_device(device),
+            teacher=_kept_teacher(run, recipe) if resume else teacher,
+            mode=mode,
+            note=note or (lambda text: None),
         )
         epochs_done = trainer.load() if resume else trainer.begin()
         for epoch in range(epochs_done + 1, recipe.epochs + 1):
@@ -125,13 +138,26 @@ class _Trainer:
     """The state of a run between two epochs: data, network, optimiser, and the best epoch so far."""
 
     def __init__(
-        self, recipe: Recipe, *, source: DataSource, run: RunFolder, device: torch.device, mode: str, note: Note
+        self,
+        recipe: Recipe,
+        *,
+        source: DataSource,
+        run: RunFolder,
+        device: torch.device,
+        teacher: Checkpoint | None,
+        mode: str,
+        note: Note,
     ) -> None:
+        require_fitting(teacher, recipe, source.class_names)
         self.recipe, self.run, self.device, self.note = recipe, run, device, note
         self.dtype = choose_dtype(recipe.run.precision, device)
         self.precision = str(self.dtype).removeprefix("torch.")
         images = source.train()
         self.identity = data_identity(source.name, images)
+        self.teacher = teacher
+        self.teacher_identity = teacher_identity(teacher) if teacher else None
+        if teacher is not None:
+            require_same_data(teacher.data, self.identity, what="the teacher")
         self.class_names = source.class_names
         self.train_images, self.val_images = split_images(images, recipe.run.val_size)
         self.model_args: dict[str, Any] = {"num_classes": len(self.class_names), "dropout_rate": recipe.dropout_rate}
@@ -139,7 +165,7 @@ class _Trainer:
         let_cudnn_choose(device)
         self._seed(epoch=0)
         self.network: ResNet = build_model(recipe.run.model, **self.model_args)
-        self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._on_device(self.network)
         self.average = WeightAverage(self.network, recipe.ema_decay) if recipe.ema_decay > 0 else None
         # What is measured and kept:
         self.result: nn.Module = self.network if self.average is None else self.average.network
@@ -151,6 +177,7 @@ class _Trainer:
             images=padded(self.train_images.images, recipe.data_augmentation.crop_padding).to(device),
             labels=self.train_images.labels.to(device),
             dtype=self.dtype,
+            teacher=self._on_device(teacher.network()) if teacher else None,
             average=self.average,
             mode=self.mode,
             note=note,
@@ -166,8 +193,13 @@ class _Trainer:
             note(choice.note)
         return choice.mode
 
+    def _on_device(self, network: ResNet) -> ResNet:
+        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
     def begin(self) -> int:
         """Put the untrained network on disk, so that even a run that is killed at once can be resumed."""
+        if self.teacher is not None:
+            save_checkpoint(dataclasses.replace(self.teacher, training=None), self.run.teacher)
         save_checkpoint(self._checkpoint(0, None, with_training=True), self.run.last)
         return 0
 
@@ -178,6 +210,10 @@ class _Trainer:
         last = load_checkpoint(self.run.last)
         require_same_data(last.data, self.identity, what=f"the run {self.run.path}")
         self._require_same_recipe(Recipe.from_dict(last.recipe, where=str(self.run.last)))
+        if last.teacher != self.teacher_identity:
+            raise ToolkitError(
+                f"{self.run.teacher} is not the teacher that the run began with: put that one back, or start a new run"
+            )
         if last.training is None:
             raise ToolkitError(f"{self.run.last} holds no state of the optimiser to go on from")
         self.network.load_state_dict(last.training.get("weights", last.weights))
@@ -277,6 +313,7 @@ class _Trainer:
             val_accuracy=val_accuracy,
             weights=_plain_weights(self.result),
             training=training,
+            teacher=self.teacher_identity,
         )
 
     def _measure(self, images: Images, dtype: torch.dtype) -> Metrics | None:
@@ -320,10 +357,23 @@ class _Trainer:
                 "step": self.mode,
                 "precision": self.precision,
                 "data": self.identity,
+                "teacher": self.teacher_identity,
                 "libraries": library_versions(),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             }
         )
+
+
+def _kept_teacher(run: RunFolder, recipe: Recipe) -> Checkpoint | None:
+    """The run's own copy of its teacher, if its recipe asks for one."""
+    if recipe.distillation_weight == 0:
+        return None
+    if not run.teacher.is_file():
+        raise ToolkitError(
+            f"{run.teacher} is missing, without which the run cannot go on: put the teacher's checkpoint back there, "
+            "or start a new run"
+        )
+    return load_checkpoint(run.teacher)
 
 
 def split_images(images: Images, val_size: int) -> tuple[Images, Images]:

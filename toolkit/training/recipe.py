@@ -61,6 +61,8 @@ class Recipe:
     weight_decay: float = _key(5e-4, "L2 penalty on convolution and linear weights", low=0)
     dropout_rate: float = _key(0.3, "dropout before the linear layer", low=0, high=0.9999)
     label_smoothing: float = _key(0.0, "share of each label that is spread evenly over the classes", low=0, high=0.9999)
+    distillation_weight: float = _key(0.0, "share of the teacher in the loss; 0: no teacher", low=0, high=1)
+    distillation_temperature: float = _key(4.0, "softens the teacher's and the student's answers", low=1, high=100)
     ema_decay: float = _key(0.0, "decay of a moving average of the weights; 0: no averaging", low=0, high=0.99999)
     batch_size: int = _key(32, "images a step", low=1)
     epochs: int = _key(150, "passes over the training images", low=1)

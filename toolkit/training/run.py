@@ -32,6 +32,11 @@ class RunFolder:
         return self.path / "last.pt"
 
     @property
+    def teacher(self) -> Path:
+        """A copy of the teacher's checkpoint, in a run that has one."""
+        return self.path / "teacher.pt"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 

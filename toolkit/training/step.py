@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from toolkit.training.augment import crop_and_flip, mixup, normalised, random_erasing
 from toolkit.training.averaging import WeightAverage
 from toolkit.training.capture import CapturedStep, CudaGraphs, first_line
+from toolkit.training.distillation import distillation_loss
 from toolkit.training.recipe import Recipe
 
 
@@ -47,6 +48,8 @@ class TrainingStep:
         images: the padded training images (`augment.padded`), uint8 (N, S, S, 3), on the device.
         labels: int64 (N,), on the device.
         dtype: number format of the forward pass; the weights and the loss stay float32.
+        teacher: what the network learns from by the recipe's distillation weight, in evaluation mode, on the device;
+            None for none. It sees the very same augmented images.
         average: of the network's weights, moved on at each step; None for none.
         mode: "eager", "compiled", "graph" or "compiled-graph". Batches that are not full are always eager.
         note: told when compiling or capturing turns out to be impossible; the steps are then eager.
@@ -64,24 +67,27 @@ class TrainingStep:
         images: Tensor,
         labels: Tensor,
         dtype: torch.dtype,
+        teacher: nn.Module | None = None,
         average: WeightAverage | None = None,
         mode: str = "eager",
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.network = network
         self.optimizer = optimizer
+        self.recipe = recipe
         self.augmentation = recipe.data_augmentation
-        self.label_smoothing = recipe.label_smoothing
         self.images = images
         self.labels = labels
         self.dtype = dtype
+        self.teacher = teacher
         self.average = average
         self.note = note
         self.seconds_compiling = 0.0
         self._sums = torch.zeros(2, device=labels.device)  # loss and right answers, each times images
         self._rate = torch.zeros((), device=labels.device)
         self._batch_size = recipe.batch_size
-        self._compiled = torch.compile(network, dynamic=False) if "compiled" in mode else None
+        networks = [network] if teacher is None else [network, teacher]
+        self._compiled = {each: torch.compile(each, dynamic=False) for each in networks} if "compiled" in mode else {}
         self._compiled_crops: set[int] = set()
         self._captured = self._capturing(recipe.batch_size) if "graph" in mode else None
 
@@ -92,7 +98,7 @@ class TrainingStep:
             group["lr"] = self._rate  # again each time: an optimiser's state that is loaded brings its own, on the CPU
         if self.average is not None:
             self.average.next_step()
-        if self._compiled is not None and len(indices) == self._batch_size and crop_size not in self._compiled_crops:
+        if self._compiled and len(indices) == self._batch_size and crop_size not in self._compiled_crops:
             self._elsewhere(lambda: self._compile(crop_size))
         if self._captured is not None:
             self._captured(indices, crop_size)
@@ -114,10 +120,12 @@ class TrainingStep:
             images = random_erasing(images, self.augmentation.random_erasing)
         if self.augmentation.mixup_alpha > 0:
             images, partners, weight = mixup(images, labels, self.augmentation.mixup_alpha)
-        logits = self._logits(images)
-        loss = weight * F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        if partners is not labels:
-            loss = loss + (1 - weight) * F.cross_entropy(logits, partners, label_smoothing=self.label_smoothing)
+        logits = self._logits(self.network, images)
+        loss = self._loss(logits, labels, partners, weight)
+        if self.teacher is not None:
+            share, temperature = self.recipe.distillation_weight, self.recipe.distillation_temperature
+            taught = distillation_loss(logits, self._teacher_logits(self.teacher, images), temperature)
+            loss = (1 - share) * loss + share * taught
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -125,15 +133,27 @@ class TrainingStep:
             self.average.update()
         self._count(loss.detach(), logits.detach(), labels, partners, weight)
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, labels: Tensor, partners: Tensor, weight: Tensor) -> Tensor:
+        """Cross entropy with the labels, and under mixup with the partners' by their share."""
+        smoothing = self.recipe.label_smoothing
+        loss = weight * F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if partners is not labels:
+            loss = loss + (1 - weight) * F.cross_entropy(logits, partners, label_smoothing=smoothing)
+        return loss
+
+    def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
         """Float32 (B, K), by the compiled network where this shape was compiled."""
         full = len(images) == self._batch_size
-        network = self._compiled if full and images.shape[-1] in self._compiled_crops else self.network
-        assert network is not None
+        forward = self._compiled[network] if full and images.shape[-1] in self._compiled_crops else network
         # A step uses each weight once, so autocast has no use for copies; and a captured graph must not refer to any.
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False):
-            logits: Tensor = network(images)
+            logits: Tensor = forward(images)
         return logits.float()
+
+    @torch.no_grad()
+    def _teacher_logits(self, teacher: nn.Module, images: Tensor) -> Tensor:
+        """Likewise, of the network that is not trained."""
+        return self._logits(teacher, images)
 
     def _compile(self, crop_size: int) -> None:
         """Compile forward and backward for this crop size on a batch of zeros, which leaves no trace in the run."""
@@ -141,12 +161,15 @@ class TrainingStep:
         device = self.labels.device
         buffers = [buffer.clone() for buffer in self.network.buffers()]  # BatchNorm's, which even a forward pass moves
         zeros = torch.zeros(self._batch_size, 3, crop_size, crop_size, device=device)
+        zeros = zeros.contiguous(memory_format=torch.channels_last)
         self._compiled_crops.add(crop_size)
         try:
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                self._logits(zeros.contiguous(memory_format=torch.channels_last)).sum().backward()
+                self._logits(self.network, zeros).sum().backward()
+                if self.teacher is not None:
+                    self._teacher_logits(self.teacher, zeros)
         except Exception as error:  # any compiler may fail in any way; without it the run is slower, and no less right
-            self._compiled, self._compiled_crops = None, set()
+            self._compiled, self._compiled_crops = {}, set()
             self.note(f"the steps are not compiled: the compiler failed ({type(error).__name__}: {first_line(error)})")
         self.optimizer.zero_grad(set_to_none=True)
         for buffer, before in zip(self.network.buffers(), buffers, strict=True):
