@@ -5,7 +5,7 @@ import torch
 
 from toolkit.errors import UsageError
 from toolkit.training import device as module
-from toolkit.training.device import choose_device, choose_dtype, use_available_cores
+from toolkit.training.device import choose_device, choose_dtype, note_on_crowded_cores, use_available_cores
 
 
 @pytest.fixture
@@ -40,3 +40,13 @@ def test_precision_that_was_asked_for_is_taken():
 def test_unknown_device():
     with pytest.raises(UsageError, match="cannot use the device 'gpu'"):
         choose_device("gpu")
+
+
+def test_a_note_where_other_programs_keep_the_cores_busy():
+    cpu = torch.device("cpu")
+    note = note_on_crowded_cores(cpu, threads=2, seconds=10.0, processor_seconds=13.0)
+    assert "2 threads had only 65%" in note
+    assert "OMP_NUM_THREADS=1" in note
+    assert note_on_crowded_cores(cpu, threads=2, seconds=10.0, processor_seconds=19.0) == ""
+    assert note_on_crowded_cores(cpu, threads=1, seconds=10.0, processor_seconds=3.0) == ""
+    assert note_on_crowded_cores(torch.device("cuda"), threads=8, seconds=10.0, processor_seconds=10.0) == ""

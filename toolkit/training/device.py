@@ -77,6 +77,26 @@ def use_available_cores() -> None:
         torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
 
 
+def note_on_crowded_cores(device: torch.device, *, threads: int, seconds: float, processor_seconds: float) -> str:
+    """What to tell a user whose training shares its cores with other programs; "" where there is nothing to say.
+
+    At every layer the threads wait for the one that lost its core: beside busy programs on two cores, two threads were
+    seen to train at an eighth of the speed of one. Idle threads spin, so on free cores nearly all of their time counts.
+
+    Args:
+        threads: that a step is spread over.
+        seconds: of wall time that the steps took.
+        processor_seconds: that this process had in them, over all threads.
+    """
+    share = processor_seconds / (threads * seconds)
+    if device.type != "cpu" or threads == 1 or share > 0.75:
+        return ""
+    return (
+        f"other programs keep the cores busy: {threads} threads had only {share:.0%} of the time, and wait for each "
+        f"other; stopped with Ctrl-C and resumed with OMP_NUM_THREADS={threads - 1}, this run may well be faster"
+    )
+
+
 def let_cudnn_choose(device: torch.device) -> None:
     """Let cuDNN time its algorithms for each shape: a run has few shapes and many steps."""
     if device.type == "cuda":

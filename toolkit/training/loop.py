@@ -30,6 +30,7 @@ from toolkit.training.device import (
     device_name,
     keep_freed_memory,
     let_cudnn_choose,
+    note_on_crowded_cores,
     use_available_cores,
 )
 from toolkit.training.distillation import require_fitting, teacher_identity
@@ -183,6 +184,7 @@ class _Trainer:
             note=note,
         )
         self.best_epoch, self.best_val_accuracy = 0, -math.inf
+        self.told_of_crowd = False
         self.seconds = 0.0  # over all epochs, and over all the processes that trained them
 
     def _choose_mode(self, mode: str, note: Note) -> str:
@@ -244,11 +246,12 @@ class _Trainer:
         return bool(patience) and epochs_done - self.best_epoch >= patience
 
     def train_epoch(self, epoch: int, progress: Progress | None) -> EpochRecord:
-        start = time.perf_counter()
+        start, processor_start = time.perf_counter(), time.process_time()
         self._seed(epoch)
         rate = self._steps_of(epoch, progress)
         loss, right = self.step.take_sums()
-        step_seconds = time.perf_counter() - start
+        step_seconds, processor_seconds = time.perf_counter() - start, time.process_time() - processor_start
+        self._note_crowded_cores(step_seconds, processor_seconds)
         if not math.isfinite(loss):
             raise ToolkitError(
                 f"the loss of epoch {epoch} is not finite, so training stopped; {self.run.last} holds the "
@@ -270,6 +273,14 @@ class _Trainer:
         self.seconds += seconds
         self._save(record)
         return record
+
+    def _note_crowded_cores(self, seconds: float, processor_seconds: float) -> None:
+        """Once a run: results do not depend on it."""
+        threads = torch.get_num_threads()
+        text = note_on_crowded_cores(self.device, threads=threads, seconds=seconds, processor_seconds=processor_seconds)
+        if text and not self.told_of_crowd:
+            self.told_of_crowd = True
+            self.note(text)
 
     def _seed(self, epoch: int) -> None:
         torch.manual_seed((self.recipe.run.seed << 20) + epoch)  # epoch 0: the initial weights
