@@ -142,6 +142,7 @@ def rejected_export(case: Case, output: Path) -> Rejected:
     return caught.value
 
 
+@pytest.mark.hostile
 def test_a_rejected_model_leaves_what_was_there(case: Case, tmp_path: Path) -> None:
     output = tmp_path / "model.onnx"
     output.write_bytes(b"a model that works")
@@ -158,6 +159,7 @@ def test_a_rejected_model_leaves_nothing_where_nothing_was(case: Case, tmp_path:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.hostile
 def test_an_interrupted_export_leaves_nothing(case: Case, tmp_path: Path) -> None:
     def interrupt(message: str) -> None:
         if list(tmp_path.iterdir()):  # the temporary file, under the gate's eyes

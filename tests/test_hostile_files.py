@@ -1,10 +1,12 @@
 """Hostile files through the command line: each reader gives one clear line, runs nothing, and leaves all as it was."""
 
 import functools
+import os
 import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ from test_inference_predict import draw
 from test_inference_session import saved, tiny_model
 
 from toolkit.inference.model_file import MAX_MODEL_BYTES, SHIPPED_MODEL
+from toolkit.inference.predict import expand
 from toolkit.training import drawn
 from toolkit.training.archive import MAX_BYTES
 from toolkit.training.data import data_identity, find_data
@@ -247,3 +250,26 @@ def test_a_pattern_that_is_none(refused: Callable[..., str], cifar: Cifar, tmp_p
 def test_limits_stand_far_above_what_is_read() -> None:
     largest = max(path.stat().st_size for path in SHIPPED_MODEL.parent.iterdir())
     assert largest * 10 < min(MAX_MODEL_BYTES, MAX_BYTES)
+
+
+class Entry:
+    """As os.scandir gives them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def is_dir(self) -> bool:
+        return False
+
+
+def test_a_folder_of_a_million_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names alone are kept, and the first picture is tried at once."""
+    numbers = range(10**6)
+    entries = (Entry(f"{number:07}.{'png' if number % 2 else 'txt'}") for number in numbers)
+    monkeypatch.setattr(os, "scandir", lambda folder: nullcontext(entries))
+    start = time.monotonic()
+    with little_memory(room=2**29):
+        pictures = expand([tmp_path])
+        assert next(pictures) == str(tmp_path / "0000001.png")
+        assert time.monotonic() - start < SECONDS
+        assert sum(1 for _ in pictures) == 10**6 // 2 - 1

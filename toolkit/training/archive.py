@@ -73,8 +73,7 @@ def are_plain(values: list[Any], *, keys: Any) -> bool:
 
 
 def _checked(content: bytes) -> io.BytesIO:
-    """The zip archive anew, of the very records that were looked at here: two readers may understand one file in two
-    ways.
+    """The zip archive anew, of the very records that were looked at: two readers may understand one file differently.
 
     Raises:
         ValueError: it would grow when it is unpacked, or its pickle asks for anything but tensors and plain values.
@@ -102,3 +101,5 @@ def _check_pickle(pickle: bytes) -> None:
     for opcode, argument, _ in pickletools.genops(pickle):
         if opcode.name in _OTHER_WAYS_TO_BUILD or (opcode.name == "GLOBAL" and argument not in _BUILT):
             raise ValueError(f"its pickle asks for {argument or opcode.name}, which no checkpoint holds")
+        if opcode.name == "PROTO" and argument != torch.serialization.DEFAULT_PROTOCOL:  # torch would warn, and go on
+            raise ValueError(f"its pickle has the protocol {argument}")
