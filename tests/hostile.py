@@ -223,6 +223,8 @@ CHECKPOINTS = {
     "an immense number": lambda: archive(values_of_a_checkpoint(epoch=10**5000)),
     "a list for a model": lambda: archive(values_of_a_checkpoint(model=["resnet20"])),
     "a number for the data": lambda: archive(values_of_a_checkpoint(data={"name": "demo", "train_sha256": 7})),
+    "a tensor for the format": lambda: archive(values_of_a_checkpoint(format=torch.zeros(0))),
+    "a tensor for the classes": lambda: archive(values_of_a_checkpoint(model_args={"num_classes": torch.zeros(2)})),
     "control characters": lambda: archive(values_of_a_checkpoint(class_names=["\x1b[31m", *CLASS_NAMES[1:]])),
     "without weights": lambda: archive({k: v for k, v in values_of_a_checkpoint().items() if k != "weights"}),
 }

@@ -99,7 +99,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not os.path.lexists(path):
         raise ToolkitError(f"no checkpoint at {path}")
     values = read_archive(path)
-    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+    form = values.pop("format", None) if isinstance(values, dict) else None
+    if not isinstance(form, int) or form != FORMAT:
         raise ToolkitError(f"{path} is not a checkpoint of this toolkit (format {FORMAT})")
     if fault := _fault(values):
         raise ToolkitError(f"{path} is not a complete checkpoint: {fault}")
@@ -123,6 +124,8 @@ def _fault(values: dict[str, Any]) -> str | None:
     names, arguments = values["class_names"], values["model_args"]
     if not all(isinstance(name, str) and name.isprintable() for name in names) or len(set(names)) < len(names):
         return f"its class names are {_short(names)}"
+    if not all(isinstance(value, int | float) for value in arguments.values()):
+        return f"the arguments of its model are {_short(arguments)}"
     if arguments.get("num_classes", 10) != len(names) or len(names) > MAX_CLASSES:
         return f"{len(names)} class names for {_short(arguments.get('num_classes', 10))} classes"
     if not all(isinstance(value, str) for value in values["data"].values()):
