@@ -1,10 +1,14 @@
 """The command line: parse, call one function, print its result. Heavy imports stand inside the commands."""
 
+import contextlib
 import functools
 import gc
+import io
 import json
+import os
 import shlex
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -13,6 +17,7 @@ import typer
 
 from toolkit import __version__
 from toolkit.errors import ToolkitError, UsageError
+from toolkit.names import as_text, display
 
 app = typer.Typer(
     name="cifar",
@@ -50,7 +55,7 @@ def command(function: Command, *, group: typer.Typer = app, name: str | None = N
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop is treated as Ctrl-C is
             function(*args, **kwargs)
         except ToolkitError as error:
-            note(f"error: {error}")
+            note(f"error: {display(str(error))}")  # whatever a file's name or contents put in: one line
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as interrupt:
             note("interrupted" if not str(interrupt) else str(interrupt))
@@ -199,7 +204,7 @@ def train(
             f"interrupted; the last epoch boundary is kept in {run.path}. Go on with: {shlex.join(again)}"
         ) from interrupt
     summary = run.read_summary()
-    print_json(summary | {"run": str(run.path)}) if json_output else typer.echo(run_lines(run.path, summary))
+    print_json(summary | {"run": as_text(run.path)}) if json_output else typer.echo(run_lines(run.path, summary))
 
 
 def _given(context: typer.Context, name: str) -> bool:
@@ -251,15 +256,15 @@ def evaluate(
         source = find_data(data or _demo_if_trained_on_it(path), progress=progress)
     note(f"Evaluating {path} on the test set of {source.name}")
     metrics = evaluate_file(path, source=source, provider=provider, device=device)
+    print_json({"file": as_text(path)} | metrics.as_dict()) if json_output else typer.echo(metrics_lines(metrics))
     if plot is not None:
         plot_confusion(metrics, plot, title=f"{path.name}: test set")
         note(f"Confusion matrix in {plot}")
-    print_json({"file": str(path)} | metrics.as_dict()) if json_output else typer.echo(metrics_lines(metrics))
 
 
 def _model_file(target: str | None, runs: Path) -> Path:
     """The file that the user means: itself, or the best checkpoint of a run."""
-    if target is not None and Path(target).is_file():
+    if target is not None and os.path.lexists(target) and not os.path.isdir(target):
         return Path(target)
     if target is not None and Path(target).suffix in (".onnx", ".pt"):
         raise ToolkitError(f"no such file: {target}")
@@ -354,7 +359,7 @@ def verify(
 def _print_report(report: Any, json_output: bool, path: Path) -> None:
     from toolkit.display import report_lines
 
-    print_json({"file": str(path)} | report.as_dict()) if json_output else typer.echo(report_lines(report))
+    print_json({"file": as_text(path)} | report.as_dict()) if json_output else typer.echo(report_lines(report))
 
 
 @command
@@ -373,7 +378,6 @@ def predict(
 
     from toolkit.inference import Classifier, Failure
     from toolkit.inference.format import FORMATS, formatted
-    from toolkit.inference.names import display
 
     if format not in FORMATS:
         raise UsageError(f"--format must be one of {', '.join(FORMATS)}, not {format!r}")
@@ -435,8 +439,8 @@ def data(
         status = data_status(data)
     written = write_samples(find_data(data, fetch=False), samples, per_class=per_class) if samples else []
     if json_output:
-        folder = str(status.folder) if status.folder else None
-        pictures = [str(path) for path in written]
+        folder = as_text(status.folder) if status.folder else None
+        pictures = [as_text(path) for path in written]
         print_json(dataclasses.asdict(status) | {"folder": folder, "complete": status.complete, "samples": pictures})
     else:
         typer.echo(data_lines(status))
@@ -557,18 +561,34 @@ def bench_deploy(
         quick=quick,
         progress=note,
     )
+    print_json(result.as_dict()) if json_output else typer.echo(deployment_benchmark_lines(result))
     if plot is not None:
         plot_deployment(result, plot)
         note(f"Picture in {plot}")
-    print_json(result.as_dict()) if json_output else typer.echo(deployment_benchmark_lines(result))
 
 
 def main() -> None:
     """Entry point of the `cifar` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may hold any bytes
     try:
         app()
+    except OSError as error:  # a full disk behind standard output, no room for a temporary file, ...
+        with contextlib.suppress(OSError):
+            note(f"error: {display(str(error))}")
+        _forget_output()
+        sys.exit(1)
     finally:
         gc.freeze()  # else Python looks for garbage in all that it imported before it ends, a sixth of `cifar predict`
+
+
+def _forget_output() -> None:
+    """What standard output could not take is not tried again when the interpreter ends: it would complain anew."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

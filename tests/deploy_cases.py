@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from conftest import FixedSource
 from torch import Tensor, nn
 from torchvision import transforms
 
-from models import MODELS, ResNet
+from models import MODELS, ResNet, build_model
 from toolkit.classes import MEAN, STD
 from toolkit.training.checkpoint import Checkpoint, save_checkpoint
 from toolkit.training.data import Images, data_identity
@@ -93,3 +94,20 @@ def write_checkpoint(path: Path, network: ResNet, source: FixedSource, *, model:
     )
     save_checkpoint(checkpoint, path)
     return path
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint whose every answer is right, and its data."""
+
+    checkpoint: Path
+    source: FixedSource
+
+
+@contextmanager
+def tiny_case(folder: Path, *, test: int, doubtful: int = 0) -> Iterator[Case]:
+    """A network named "tiny" with random weights, in `folder`, and `test` images whose labels are its answers."""
+    with tiny_model():
+        network = randomise(build_model("tiny"))
+        source = source_for(network, test=test, doubtful=doubtful)
+        yield Case(write_checkpoint(folder / "best.pt", network, source), source)

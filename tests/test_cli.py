@@ -174,7 +174,7 @@ def test_a_model_of_other_data_is_not_judged(trained, cifar, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["train", "--data", "demo", "--epochs", "0"], 2, "epochs must be a whole number from 1, not 0"),
+        (["train", "--data", "demo", "--epochs", "0"], 2, "epochs must be a whole number from 1 to 1000000, not 0"),
         (["train", "--data", "demo", "--epochs", "many"], 2, "--epochs"),
         (["train", "--recipe", "slow"], 2, "no recipe 'slow'"),
         (["train", "--data", "demo", "--device", "gpu"], 2, "cannot use the device 'gpu'"),

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from conftest import ROOT, FixedSource
-from deploy_cases import blocky_images, randomise, source_for, tiny_model, torchvision_logits, write_checkpoint
+from deploy_cases import Case, blocky_images, randomise, tiny_case, tiny_model, torchvision_logits
 
 from models import MODELS, build_model
 from toolkit import __version__
@@ -23,21 +22,10 @@ from toolkit.errors import ToolkitError, UsageError
 from toolkit.training.data import Images, data_identity
 
 
-@dataclass(frozen=True)
-class Case:
-    """A checkpoint whose every answer is right, and its data."""
-
-    checkpoint: Path
-    source: FixedSource
-
-
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    with tiny_model():
-        network = randomise(build_model("tiny"))
-        source = source_for(network, test=300)
-        path = tmp_path_factory.mktemp("run") / "best.pt"
-        yield Case(write_checkpoint(path, network, source), source)
+    with tiny_case(tmp_path_factory.mktemp("run"), test=300) as case:
+        yield case
 
 
 def run(model: onnx.ModelProto, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -154,6 +142,7 @@ def rejected_export(case: Case, output: Path) -> Rejected:
     return caught.value
 
 
+@pytest.mark.hostile
 def test_a_rejected_model_leaves_what_was_there(case: Case, tmp_path: Path) -> None:
     output = tmp_path / "model.onnx"
     output.write_bytes(b"a model that works")
@@ -170,6 +159,7 @@ def test_a_rejected_model_leaves_nothing_where_nothing_was(case: Case, tmp_path:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.hostile
 def test_an_interrupted_export_leaves_nothing(case: Case, tmp_path: Path) -> None:
     def interrupt(message: str) -> None:
         if list(tmp_path.iterdir()):  # the temporary file, under the gate's eyes

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import FixedSource
-from deploy_cases import blocky_images, randomise, source_for, tiny_model, torchvision_logits, write_checkpoint
+from deploy_cases import Case, blocky_images, randomise, tiny_case, tiny_model, torchvision_logits
 from onnx import ModelProto, numpy_helper
 
 from models import ResNet, build_model
@@ -42,18 +40,10 @@ def expected(network: ResNet) -> np.ndarray:
     return torchvision_logits(network, TEST).numpy()
 
 
-@dataclass(frozen=True)
-class Case:
-    checkpoint: Path
-    source: FixedSource
-
-
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    with tiny_model():
-        tiny = randomise(build_model("tiny"))
-        source = source_for(tiny, test=1_000, doubtful=2_000)
-        yield Case(write_checkpoint(tmp_path_factory.mktemp("run") / "best.pt", tiny, source), source)
+    with tiny_case(tmp_path_factory.mktemp("run"), test=1_000, doubtful=2_000) as case:
+        yield case
 
 
 def logits_of(model: ModelProto, images: np.ndarray = TEST_NHWC) -> np.ndarray:

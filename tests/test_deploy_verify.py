@@ -274,6 +274,7 @@ def test_fewer_images_than_the_whole_test_set_are_rejected(case: Case) -> None:
 # What the file says of itself
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     ("key", "forged"),
     [
@@ -316,6 +317,7 @@ def test_missing_and_unknown_metadata_are_rejected(few: Case) -> None:
     assert "cifar.recipe is missing; cifar.licence is unknown" in message
 
 
+@pytest.mark.hostile
 def test_metadata_given_twice_are_rejected(few: Case) -> None:
     content = changed(few, lambda model: model.metadata_props.add(key="cifar.model", value="tiny"))
     assert "metadata key cifar.model twice" in rejected(few, content, "contents")
@@ -363,6 +365,7 @@ def move_weights_out(model: ModelProto) -> None:
     tensor.external_data.add(key="location", value="../../secret")
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     ("change", "check", "found"),
     [
@@ -383,6 +386,7 @@ def test_a_graph_with_surprises_is_rejected(
     assert caught.value.report.checks[-1].name == check
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"\x00" * 1000, b"not a model"])
 def test_foreign_files_are_rejected(few: Case, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.onnx"
@@ -391,6 +395,7 @@ def test_foreign_files_are_rejected(few: Case, tmp_path: Path, content: bytes) -
         verify(path, data=few.source)
 
 
+@pytest.mark.hostile
 def test_truncated_files_are_rejected(few: Case) -> None:
     content = few.model.read_bytes()
     for length in [len(content) * part // 8 for part in range(8)] + [len(content) - 1]:
@@ -398,6 +403,7 @@ def test_truncated_files_are_rejected(few: Case) -> None:
             few.examine(content[:length])
 
 
+@pytest.mark.hostile
 def test_a_sparse_file_of_two_gigabytes_is_not_read(few: Case, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     with path.open("wb") as file:
@@ -407,6 +413,7 @@ def test_a_sparse_file_of_two_gigabytes_is_not_read(few: Case, tmp_path: Path) -
         verify(path, data=few.source)
 
 
+@pytest.mark.hostile
 def test_no_file_and_no_regular_file_are_errors(few: Case, tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match="there is no such file") as caught:
         verify(tmp_path / "none.onnx", data=few.source)

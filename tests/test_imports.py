@@ -8,7 +8,8 @@ import pytest
 from conftest import ROOT
 
 BOTTOM = {  # `toolkit`: the version
-    "toolkit", "toolkit.errors", "toolkit.classes", "toolkit.cores", "toolkit.files", "toolkit.timing",
+    "toolkit", "toolkit.errors", "toolkit.classes", "toolkit.cores", "toolkit.files", "toolkit.names",
+    "toolkit.regular_file", "toolkit.timing",
 }  # fmt: skip
 ALLOWED = {  # part -> what of ours it may import, by prefix; each may import itself
     "models": {"models"},
@@ -16,8 +17,12 @@ ALLOWED = {  # part -> what of ours it may import, by prefix; each may import it
     "toolkit/classes.py": set(),
     "toolkit/cores.py": set(),
     "toolkit/files.py": {"toolkit.errors"},
+    "toolkit/names.py": set(),
+    "toolkit/regular_file.py": {"toolkit.errors", "toolkit.names"},
     "toolkit/timing.py": {"toolkit.errors"},
-    "toolkit/inference": {f"toolkit.{name}" for name in ("errors", "classes", "cores", "timing", "inference")},
+    "toolkit/inference": {
+        f"toolkit.{name}" for name in ("errors", "classes", "cores", "names", "regular_file", "timing", "inference")
+    },
     "toolkit/training": {"models", *BOTTOM, "toolkit.training"},
     "toolkit/deploy": {"models", *BOTTOM, "toolkit.training", "toolkit.inference", "toolkit.deploy"},
 }

@@ -88,6 +88,7 @@ def _with_exif(image: Image.Image, exif: Image.Exif) -> Image.Image:
     return Image.open(io.BytesIO(encoded(image, "PNG", exif=exif)))
 
 
+@pytest.mark.hostile
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_does_not_spoil_the_pixels() -> None:
     content = encoded(Image.new("RGB", (32, 32), (9, 9, 9)), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
@@ -196,6 +197,7 @@ def _png(width: int, height: int, *, bits: int, colour: int, rows: bytes) -> byt
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
 
 
+@pytest.mark.hostile
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [12_000, 60_000])  # above our limit; above Pillow's too
 def test_decompression_bomb(side: int) -> None:
@@ -203,12 +205,14 @@ def test_decompression_bomb(side: int) -> None:
         read_image(_png(side, side, bits=1, colour=0, rows=b"\0" * 10_000))
 
 
+@pytest.mark.hostile
 def test_the_pixel_limit_does_not_depend_on_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     with pytest.raises(ToolkitError, match="60000 x 60000 pixels are more than"):
         read_image(_png(60_000, 60_000, bits=1, colour=0, rows=b"\0" * 10_000))
 
 
+@pytest.mark.hostile
 def test_large_pictures_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_module, "_LARGE_PIXELS", 100)
     with image_module._one_large_picture:
@@ -220,6 +224,7 @@ def test_large_pictures_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
 def test_truncated(kind: str, tmp_path: Path) -> None:
     content = encoded(Image.fromarray(noise(64, 64)), kind)
@@ -229,6 +234,7 @@ def test_truncated(kind: str, tmp_path: Path) -> None:
         read_image(path)
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     ("content", "said"),
     [(b"", "is empty"), (b"hello, world\n" * 100, "not a picture"), (b"\0" * 5000, "not a picture")],
@@ -242,6 +248,7 @@ def test_no_picture(content: bytes, said: str, tmp_path: Path) -> None:
         read_image(content, name="standard input")
 
 
+@pytest.mark.hostile
 def test_formats_that_would_run_something_are_refused() -> None:
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n"
     with pytest.raises(ToolkitError, match="EPS files are not decoded here; convert"):
@@ -265,6 +272,7 @@ def test_the_usual_names_load_none_of_the_rarer_readers() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.hostile
 def test_missing_folder_and_forbidden_names(tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match="cannot be opened: No such file"):
         read_image(tmp_path / "none.png")
@@ -274,6 +282,7 @@ def test_missing_folder_and_forbidden_names(tmp_path: Path) -> None:
         read_image("a\0b")
 
 
+@pytest.mark.hostile
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX special files")
 def test_special_files_are_refused_at_once(tmp_path: Path) -> None:
     fifo = tmp_path / "cat.png"
@@ -287,6 +296,7 @@ def test_special_files_are_refused_at_once(tmp_path: Path) -> None:
         read_image(tmp_path / "link.png")
 
 
+@pytest.mark.hostile
 @pytest.mark.skipif(sys.platform == "win32", reason="sparse files")
 def test_a_giant_sparse_file_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "cat.png").open("wb") as file:
@@ -324,6 +334,7 @@ _SEEDS = [
 ]
 
 
+@pytest.mark.hostile
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(

@@ -57,6 +57,7 @@ def test_results_come_in_the_order_of_the_paths(classifier: Classifier, tmp_path
     assert [result.label for result in results if isinstance(result, Prediction)] == [LABELS[name] for name in names]
 
 
+@pytest.mark.hostile
 def test_a_bad_file_leaves_the_others_alone(classifier: Classifier, tmp_path: Path) -> None:
     good = [draw(tmp_path / f"{i}.png") for i in range(4)]
     (tmp_path / "bad.png").write_bytes(Path(good[0]).read_bytes()[:60])
@@ -164,6 +165,7 @@ def test_a_folder_is_no_picture_for_predict(classifier: Classifier, tmp_path: Pa
         classifier.predict([tmp_path])
 
 
+@pytest.mark.hostile
 def test_a_model_that_gives_no_numbers(tmp_path: Path) -> None:
     model = tiny_model()
     weights = next(tensor for tensor in model.graph.initializer if tensor.name == "weights")
@@ -232,6 +234,7 @@ def test_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "none matches" in failure.error
 
 
+@pytest.mark.hostile
 @posix
 def test_loops_of_links_end_and_each_folder_is_read_once(tmp_path: Path) -> None:
     draw(tmp_path / "a.png")
@@ -243,6 +246,7 @@ def test_loops_of_links_end_and_each_folder_is_read_once(tmp_path: Path) -> None
     assert len(list(expand([f"{tmp_path}/**/*.png"]))) == 2
 
 
+@pytest.mark.hostile
 @posix
 def test_names_with_line_ends_and_foreign_bytes(classifier: Classifier, tmp_path: Path) -> None:
     for name in (b"a\nb.png", b"caf\xe9.png"):
@@ -255,6 +259,7 @@ def test_names_with_line_ends_and_foreign_bytes(classifier: Classifier, tmp_path
     assert failure.error.startswith(r"no\n\xe9.png: ")
 
 
+@pytest.mark.hostile
 @posix
 def test_special_files_in_a_folder_are_failures(classifier: Classifier, tmp_path: Path) -> None:
     draw(tmp_path / "b.png")
@@ -265,6 +270,7 @@ def test_special_files_in_a_folder_are_failures(classifier: Classifier, tmp_path
     assert [type(result) for result in results] == [Failure, Prediction, Failure, Failure]
 
 
+@pytest.mark.hostile
 @posix
 def test_a_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw(tmp_path / "a.png")
@@ -283,6 +289,7 @@ def test_a_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.Mon
     assert failure.error.endswith("locked: cannot be listed: Permission denied")
 
 
+@pytest.mark.hostile
 def test_a_large_folder_is_not_decoded_ahead(
     classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +310,7 @@ def test_a_large_folder_is_not_decoded_ahead(
     assert next(tried) <= 20 + 4 + 2 * 8 + 8
 
 
+@pytest.mark.hostile
 def test_paths_are_taken_as_they_are_needed(classifier: Classifier, tmp_path: Path) -> None:
     path = draw(tmp_path / "x.png")
     taken = itertools.count()

@@ -177,6 +177,7 @@ def test_no_driver_or_no_gpu_build(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # Files that are not what they say.
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     ("model", "found"),
     [
@@ -190,6 +191,7 @@ def test_another_interface(tmp_path: Path, model: onnx.ModelProto, found: str) -
         open_model(saved(tmp_path, model), provider="cpu")
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     "names",
     [None, "cat", "[]", '["cat"]', json.dumps(["cat"] * 10), json.dumps([*CLASS_NAMES[:9], "\x1b[31m"]), "[" * 9999],
@@ -200,6 +202,7 @@ def test_class_names_must_be_ten_plain_names(tmp_path: Path, names: str | None) 
         open_model(saved(tmp_path, tiny_model(metadata=metadata)), provider="cpu")
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("text", [b"images", b"logits", b"tiny", b"cifar.model"])
 def test_names_and_properties_that_are_no_text(tmp_path: Path, text: bytes) -> None:
     path = saved(tmp_path, tiny_model())
@@ -210,6 +213,7 @@ def test_names_and_properties_that_are_no_text(tmp_path: Path, text: bytes) -> N
         open_model(path, provider="cpu")
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("cut", [1, 50, 400])
 def test_truncated(tmp_path: Path, cut: int) -> None:
     path = saved(tmp_path, tiny_model())
@@ -218,6 +222,7 @@ def test_truncated(tmp_path: Path, cut: int) -> None:
         open_model(path, provider="cpu")
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     "content", [b"hello", b"\x80\x04pickle", b"\x89PNG\r\n\x1a\n", b"\0" * 1000, b"\x08\0\0\0ORTM"]
 )
@@ -228,6 +233,7 @@ def test_renamed(tmp_path: Path, content: bytes) -> None:
         open_model(path, provider="cpu")
 
 
+@pytest.mark.hostile
 def test_missing_folder_empty_and_device(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     for path, said in (("none", "No such file"), (".", "is a folder"), ("empty", "is empty")):
@@ -238,6 +244,7 @@ def test_missing_folder_empty_and_device(tmp_path: Path) -> None:
             open_model("/dev/zero")
 
 
+@pytest.mark.hostile
 def test_a_sparse_file_of_2_gb_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "model.onnx").open("wb") as file:
         file.truncate(2 * 2**30)
@@ -251,6 +258,7 @@ def external(tensor: onnx.TensorProto, location: str) -> None:
     tensor.external_data.add(key="location", value=location)
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize("location", ["weights.bin", "../weights.bin", "/etc/passwd"])
 def test_external_data_is_refused(tmp_path: Path, location: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "weights.bin").write_bytes(bytes(120))
@@ -261,6 +269,7 @@ def test_external_data_is_refused(tmp_path: Path, location: str, monkeypatch: py
         open_model(saved(tmp_path, model), provider="cpu")
 
 
+@pytest.mark.hostile
 def test_external_data_is_found_wherever_it_hides(tmp_path: Path) -> None:
     tensor = numpy_helper.from_array(np.ones(3, np.float32), "t")
     external(tensor, "x")
@@ -285,6 +294,7 @@ def test_the_word_location_alone_is_no_external_data(tmp_path: Path) -> None:
 _CONTENT = tiny_model().SerializeToString()
 
 
+@pytest.mark.hostile
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     changes=st.lists(st.tuples(st.integers(0, len(_CONTENT) - 1), st.integers(0, 255)), min_size=1, max_size=6),

@@ -72,7 +72,7 @@ def test_every_key_survives_toml(tmp_path):
         ({"optimizer": "sgd"}, "optimizer must be one of SGD, Adam, not 'sgd'"),
         ({"lr_schedule": "exponential"}, "lr_schedule must be one of cosine_annealing, step_decay, linear"),
         ({"lr_schedule": "cosine_annealing_90ep"}, "'cosine_annealing_90ep', but epochs is 150: make them agree"),
-        ({"epochs": 0}, "epochs must be a whole number from 1, not 0"),
+        ({"epochs": 0}, "epochs must be a whole number from 1 to 1000000, not 0"),
         ({"epochs": 1.5}, "epochs must be a whole number, not 1.5"),
         ({"epochs": True}, "epochs must be a whole number, not True"),
         ({"epochs": "10"}, "epochs must be a whole number, not '10'"),

@@ -18,9 +18,12 @@ def replacing(path: Path) -> Iterator[Path]:
     folders are created.
 
     Raises:
-        ToolkitError: the file cannot be written (read-only folder, full disk, ...).
+        ToolkitError: the file cannot be written (read-only folder, full disk, ...), or `path` is a folder, a device
+            or a pipe, whose place no file may take.
     """
     try:
+        if path.exists() and not path.is_file():  # the superuser's rename would replace /dev/null
+            raise ToolkitError(f"cannot write {path}: it exists and is no ordinary file")
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         os.close(descriptor)

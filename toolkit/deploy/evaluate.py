@@ -1,13 +1,17 @@
 """The figures of a checkpoint or an ONNX file on the whole test set."""
 
 import json
+import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from toolkit.errors import ToolkitError
+from toolkit.deploy import graph
+from toolkit.deploy.metadata import claims_of
 from toolkit.inference.session import Session, open_model
+from toolkit.regular_file import open_regular
 from toolkit.training.checkpoint import load_checkpoint
 from toolkit.training.data import DataSource, Images, data_identity, require_same_data
 from toolkit.training.device import choose_device
@@ -29,15 +33,14 @@ def evaluate(path: Path, *, source: DataSource, provider: str = "auto", device: 
         ToolkitError: no such file, not a model, or a model of other data.
         UsageError: no such provider or device.
     """
-    present = data_identity(source.name, source.train())
-    if zipfile.is_zipfile(path):  # as torch writes checkpoints
+    if _is_checkpoint(path):
         checkpoint = load_checkpoint(path)
-        require_same_data(checkpoint.data, present, what=str(path))
+        require_same_data(checkpoint.data, data_identity(source.name, source.train()), what=str(path))
         network = checkpoint.network().to(choose_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
         test = source.test()
         return measure(compute_logits(network, test.images), test.labels, checkpoint.class_names)
     session = open_model(path, provider=provider)
-    require_same_data(_claimed_data(session), present, what=str(path))
+    require_same_data(_identity(session.metadata), data_identity(source.name, source.train()), what=str(path))
     test = source.test()
     return measure(_onnx_logits(session, test), test.labels, session.class_names)
 
@@ -45,25 +48,32 @@ def evaluate(path: Path, *, source: DataSource, provider: str = "auto", device: 
 def claimed_data(path: Path) -> dict[str, str]:
     """The identity of the training data that a checkpoint or an ONNX file carries: "name" and "train_sha256".
 
-    An empty one, which no data have, where an ONNX file carries none or is no model of this toolkit.
+    An empty one, which no data have, where an ONNX file carries none or is no model of this toolkit. Nothing of an ONNX
+    file is run for that: the gate has not looked at it yet.
 
     Raises:
-        ToolkitError: a checkpoint that cannot be read.
+        ToolkitError: the file cannot be read.
     """
-    if zipfile.is_zipfile(path):
+    if _is_checkpoint(path):
         return load_checkpoint(path).data
-    try:
-        return _claimed_data(open_model(path, provider="cpu"))
-    except ToolkitError:  # whoever goes on to open it says what is wrong
-        return {}
+    content = graph.read_model(path)
+    model = graph.parse(content) if len(content) <= graph.MAX_BYTES else None
+    return {} if model is None else _identity(claims_of(model))
 
 
-def _claimed_data(session: Session) -> dict[str, str]:
+def _is_checkpoint(path: Path) -> bool:
+    """Whether the file is a zip archive, as torch writes checkpoints."""
+    with open_regular(path, max_bytes=sys.maxsize) as file:  # its end alone is read
+        return zipfile.is_zipfile(file)
+
+
+def _identity(claims: Mapping[str, str]) -> dict[str, str]:
     try:
-        claimed = json.loads(session.metadata.get("data", "{}"))
-    except ValueError:
+        claimed = json.loads(claims.get("data", "{}"))
+    except (ValueError, RecursionError):
         return {}
-    return claimed if isinstance(claimed, dict) else {}
+    is_one = isinstance(claimed, dict) and all(isinstance(value, str) for value in claimed.values())
+    return claimed if is_one else {}
 
 
 def _onnx_logits(session: Session, test: Images) -> torch.Tensor:

@@ -113,7 +113,7 @@ def build_graph(network: nn.Module, *, input: str = "uint8-nhwc", opset: int = O
                 verbose=False,
             )
         except Exception as error:  # the exporter's stages each raise errors of their own kinds
-            raise ToolkitError(f"torch.onnx could not export the network: {error}\n{said.getvalue()}") from error
+            raise ToolkitError(f"torch.onnx could not export the network: {error} {said.getvalue()}") from error
     assert program is not None
     model = program.model_proto
     if graph.opset_of(model) != opset:
@@ -179,6 +179,8 @@ def _check_place(output: Path) -> None:
     """Refuse at once what would fail at the end, after all the work."""
     if output.is_dir():
         raise UsageError(f"{output} is a folder: name the file, such as {output / 'model.onnx'}")
+    if output.exists() and not output.is_file():
+        raise ToolkitError(f"cannot write {output}: it exists and is no ordinary file")
     if output.parent.is_dir() and not os.access(output.parent, os.W_OK):
         raise ToolkitError(f"cannot write {output}: the folder {output.parent} cannot be written to")
 

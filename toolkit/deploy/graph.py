@@ -5,10 +5,11 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import AttributeProto, ModelProto, TensorProto, ValueInfoProto
+from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from toolkit import __version__
 from toolkit.errors import ToolkitError
+from toolkit.inference.model_file import OPERATORS
 
 # The largest network here is 2.8 MB in float32. Nothing above this is read, so a file cannot fill the memory.
 MAX_BYTES = 64 * 2**20
@@ -25,15 +26,6 @@ INPUTS: dict[str, tuple[int, tuple[str | int, ...]]] = {
 PRECISIONS = ("fp32", "fp16", "int8")
 
 STANDARD_DOMAINS = ("", "ai.onnx")
-
-# What these networks need. An operator that allocates, loops, draws random numbers or reads strings is no part of them.
-# fmt: off
-OPERATORS = frozenset({
-    "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "DequantizeLinear", "Div",
-    "Flatten", "Gemm", "GlobalAveragePool", "Identity", "MatMul", "Mul", "QuantizeLinear", "ReduceMean", "Relu",
-    "Reshape", "Shape", "Softmax", "Squeeze", "Sub", "Transpose", "Unsqueeze",
-})
-# fmt: on
 
 
 def read_model(path: Path) -> bytes:
@@ -86,8 +78,10 @@ def surprises(model: ModelProto) -> list[str]:
     for node in model.graph.node:
         if node.domain not in STANDARD_DOMAINS or node.op_type not in OPERATORS:
             found.append(f"operator {node.domain + '.' if node.domain else ''}{node.op_type}")
-        if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) or a.graphs for a in node.attribute):
+        if any(a.HasField("g") or a.graphs for a in node.attribute):
             found.append(f"subgraph in {node.op_type}")
+        if any(a.HasField("sparse_tensor") or a.sparse_tensors for a in node.attribute):
+            found.append(f"sparse tensor in {node.op_type}")
     found += [
         f"external data of {tensor.name or 'a constant'}"
         for tensor in _tensors(model)

@@ -78,6 +78,7 @@ def to_int8(
     *,
     target: str = "cpu",
     method: str = CALIBRATION_METHOD,
+    reduce_range: bool | None = None,
 ) -> tuple[ModelProto, dict[str, Any]]:
     """Quantize a float32 graph: static, QuantizeLinear and DequantizeLinear around each operator, weights per channel.
 
@@ -86,6 +87,7 @@ def to_int8(
         images: uint8 (N, 32, 32, 3): training images, from which the ranges of the activations are taken.
         target: "cpu" (uint8 activations) or "gpu" (int8 activations, symmetric, float biases: TensorRT's form).
         method: one of `CALIBRATION_METHODS`.
+        reduce_range: weights of 7 bits instead of 8; by default for the CPU alone.
 
     Returns:
         The quantized graph, and how it was made, for its metadata.
@@ -111,7 +113,7 @@ def to_int8(
             nodes_to_exclude=[node.name for node in _preprocessing(model)],
             per_channel=True,
             # Processors without VNNI add two products in 16 bits, which 8-bit weights overflow, unseen: 7 bits cannot.
-            reduce_range=target == "cpu",
+            reduce_range=target == "cpu" if reduce_range is None else reduce_range,
             activation_type=ACTIVATION_TYPES[target],
             weight_type=QuantType.QInt8,
             calibrate_method=CALIBRATION_METHODS[method],

@@ -68,8 +68,8 @@ def prepare_exam(data: DataSource, checkpoint: Path | None, *, progress: Callabl
     Raises:
         ToolkitError: the checkpoint cannot be read, or was trained on other data than `data`.
     """
-    identity = data_identity(data.name, data.train())
     trained = load_checkpoint(checkpoint) if checkpoint else None
+    identity = data_identity(data.name, data.train())
     if trained:
         require_same_data(trained.data, identity, what=str(checkpoint))
     test = data.test()

@@ -3,9 +3,9 @@
 from toolkit.inference.classifier import Classifier
 from toolkit.inference.image import prepare, read_image
 from toolkit.inference.model_file import find_model
-from toolkit.inference.names import as_text, display
 from toolkit.inference.predict import Failure, Prediction
 from toolkit.inference.session import PROVIDERS, Session, open_model
+from toolkit.names import as_text, display
 
 __all__ = [
     "PROVIDERS",

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from toolkit.errors import ToolkitError
-from toolkit.inference.names import display
-from toolkit.inference.regular_file import open_regular
+from toolkit.names import display
+from toolkit.regular_file import open_regular
 
 SIDE = 32
 

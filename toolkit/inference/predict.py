@@ -24,8 +24,8 @@ from PIL import Image
 
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.inference.image import MAX_BYTES, SIDE, is_picture_name, prepare, read_image
-from toolkit.inference.names import display
 from toolkit.inference.session import Session
+from toolkit.names import display
 
 STDIN = "-"
 BATCH_SIZE = 64
@@ -138,7 +138,10 @@ def _matches(pattern: str) -> list[str]:
     # pathlib's ** does not follow links into folders, so a loop of links ends; glob's does.
     whole = Path(pattern)
     found = Path(whole.anchor).glob(str(whole.relative_to(whole.anchor)))
-    return sorted(str(path) for path in found if not path.is_dir())
+    try:
+        return sorted(str(path) for path in found if not path.is_dir())
+    except ValueError:  # ** as a part of a name is no pattern for pathlib
+        return []
 
 
 def _pictures_at(path: str) -> Iterator[str | Failure]:

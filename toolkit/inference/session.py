@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from toolkit.cores import available_cores
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.inference.model_file import read_model
-from toolkit.inference.names import display
+from toolkit.names import display
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 METADATA_PREFIX = "cifar."

@@ -1,6 +1,7 @@
 """Checkpoints: a network's weights and all that is needed to rebuild it, as tensors and plain values only."""
 
-import pickle
+import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,24 @@ from torch import Tensor
 from models import MODELS, ResNet, build_model
 from toolkit.errors import ToolkitError
 from toolkit.files import replacing
+from toolkit.training.archive import are_plain, read_archive
 
 FORMAT = 1
+
+MAX_CLASSES = 1000
+
+_KINDS: dict[str, Any] = {
+    "model": str,
+    "model_args": dict,
+    "class_names": list,
+    "recipe": dict,
+    "data": dict,
+    "epoch": int,
+    "val_accuracy": float | None,
+    "weights": dict,
+    "training": dict | None,
+    "teacher": dict | None,
+}
 
 
 @dataclass(frozen=True)
@@ -51,13 +68,14 @@ class Checkpoint:
             ToolkitError: the weights do not fit the network that the checkpoint names.
         """
         if self.model not in MODELS:
-            raise ToolkitError(f"the checkpoint names the model {self.model!r}; known are {', '.join(MODELS)}")
+            raise ToolkitError(f"the checkpoint names the model {_short(self.model)}; known are {', '.join(MODELS)}")
         try:
             network = build_model(self.model, **self.model_args)
             network.load_state_dict(self.weights)
         except (RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
             raise ToolkitError(
-                f"the checkpoint does not fit the model {self.model!r} that it names: {error}"
+                f"the checkpoint does not fit the model {self.model!r} that it names: {reason}"
             ) from error
         return network.eval()
 
@@ -72,26 +90,63 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     values |= {"format": FORMAT, "class_names": list(checkpoint.class_names)}
     if checkpoint.teacher is None:
         del values["teacher"]  # as files were before there were teachers
-    with replacing(path) as temporary, temporary.open("wb") as file:  # given a path, torch would store its name
-        torch.save(values, file)
+    content = io.BytesIO()  # on a full disk, torch raises an error that names none
+    torch.save(values, content)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; nothing in the file is executed (`weights_only=True`).
+    """Read a checkpoint; nothing in the file is executed, and what it asks for is checked before it is built.
 
     Raises:
         ToolkitError: there is no such file, or it is not a checkpoint of this toolkit.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise ToolkitError(f"no checkpoint at {path}")
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ToolkitError(f"{path} is not a checkpoint that can be read safely: {reason}") from error
-    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+    values = read_archive(path)
+    form = values.pop("format", None) if isinstance(values, dict) else None
+    if not isinstance(form, int) or form != FORMAT:
         raise ToolkitError(f"{path} is not a checkpoint of this toolkit (format {FORMAT})")
+    values.setdefault("teacher", None)
+    if fault := _fault(values):
+        raise ToolkitError(f"{path} is not a complete checkpoint: {fault}")
+    return Checkpoint(**(values | {"class_names": tuple(values["class_names"])}))
+
+
+def _fault(values: dict[str, Any]) -> str | None:
+    """What is wrong with the values of a checkpoint; None where each has its type and nothing in them can grow."""
+    if missing := sorted(_KINDS.keys() - values.keys()):
+        return f"without {', '.join(missing)}"
+    if unknown := [name for name in values if name not in _KINDS]:
+        return f"with {_short(unknown[0])}, which is unknown"
+    for name, kind in _KINDS.items():
+        if not isinstance(values[name], kind):
+            return f"{name} is {_short(values[name])}"
+    training = values["training"]
+    if not are_plain([values[name] for name in _KINDS if name != "training"], keys=str):
+        return "it holds other than tensors and plain values, or too many"
+    if not are_plain([training], keys=str | int):  # an optimiser counts its parameters
+        return "the optimiser's state holds other than tensors and plain values, or too many"
+    names, arguments = values["class_names"], values["model_args"]
+    if not all(isinstance(name, str) and name.isprintable() for name in names) or len(set(names)) < len(names):
+        return f"its class names are {_short(names)}"
+    if not all(isinstance(value, int | float) for value in arguments.values()):
+        return f"the arguments of its model are {_short(arguments)}"
+    if arguments.get("num_classes", 10) != len(names) or len(names) > MAX_CLASSES:
+        return f"{len(names)} class names for {_short(arguments.get('num_classes', 10))} classes"
+    if not all(isinstance(value, str) for value in values["data"].values()):
+        return f"the identity of its data is {_short(values['data'])}"
+    if not all(isinstance(value, Tensor) for value in values["weights"].values()):
+        return "its weights are not all tensors"
+    if values["epoch"] < 0 or not 0 <= (values["val_accuracy"] or 0.0) <= 1:
+        return f"epoch {values['epoch']} with an accuracy of {values['val_accuracy']}"
+    return None
+
+
+def _short(value: Any) -> str:
     try:
-        return Checkpoint(**(values | {"class_names": tuple(values["class_names"])}))
-    except (TypeError, KeyError) as error:
-        raise ToolkitError(f"{path} is not a complete checkpoint: {error}") from error
+        text = repr(value)
+    except (ValueError, RecursionError):
+        text = type(value).__name__
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -178,7 +178,7 @@ def fetch_cifar10(folder: Path, *, progress: Progress | None = None) -> None:
         fetch(CIFAR10, _root(folder), progress=progress)
     except ToolkitError as error:
         raise ToolkitError(
-            f"{error}\nTo provide the data by hand: get {Path(CIFAR10.urls[0]).name}, unpack it, "
+            f"{error}. To provide the data by hand: get {Path(CIFAR10.urls[0]).name}, unpack it, "
             f"and name the folder that holds {CIFAR10.folder}/ with --data FOLDER or ${VARIABLE}"
         ) from error
 
@@ -271,7 +271,7 @@ def require_same_data(trained_on: dict[str, str], present: dict[str, str], *, wh
 
 
 def _in_words(identity: dict[str, str]) -> str:
-    return f"{identity.get('name', '?')} (training images' SHA-256 {identity.get('train_sha256', '?')[:12]}...)"
+    return f"{identity.get('name', '?')[:80]} (training images' SHA-256 {identity.get('train_sha256', '?')[:12]}...)"
 
 
 def write_samples(source: DataSource, folder: Path, *, per_class: int = 1) -> list[Path]:

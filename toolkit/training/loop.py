@@ -6,6 +6,7 @@ state to go on exactly as the uninterrupted one would.
 
 import dataclasses
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -207,7 +208,7 @@ class _Trainer:
 
     def load(self) -> int:
         """Go back to the last epoch boundary on disk; returns how many epochs have been trained."""
-        if not self.run.last.exists():  # stopped before there was anything to save
+        if not os.path.lexists(self.run.last):  # stopped before there was anything to save
             return self.begin()
         last = load_checkpoint(self.run.last)
         require_same_data(last.data, self.identity, what=f"the run {self.run.path}")
@@ -218,11 +219,7 @@ class _Trainer:
             )
         if last.training is None:
             raise ToolkitError(f"{self.run.last} holds no state of the optimiser to go on from")
-        self.network.load_state_dict(last.training.get("weights", last.weights))
-        if self.average is not None:
-            self.average.load(last.weights, steps=last.training["averaged_steps"])
-        self.optimizer.load_state_dict(last.training["optimizer"])
-        self.seconds = last.training["seconds"]
+        self._take_state(last.weights, last.training)
         if self.run.best.is_file():
             best = load_checkpoint(self.run.best)
             self.best_epoch = best.epoch
@@ -232,6 +229,21 @@ class _Trainer:
         if (began_in := last.training.get("precision", self.precision)) != self.precision:
             self.note(f"the run began in {began_in} and goes on in {self.precision}: not exactly as it would have")
         return last.epoch
+
+    def _take_state(self, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
+        """Raises `ToolkitError` where the state is not one of this network and this optimiser."""
+        try:
+            self.network.load_state_dict(training.get("weights", weights))
+            if self.average is not None:
+                self.average.load(weights, steps=int(training["averaged_steps"]))
+            self.optimizer.load_state_dict(training["optimizer"])
+            self.seconds = float(training["seconds"])
+            for parameter, state in self.optimizer.state.items():
+                for value in state.values():
+                    if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                        raise ValueError(f"{tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ToolkitError(f"{self.run.last} holds no state to go on from: {error!r:.300}") from error
 
     def _require_same_recipe(self, began_with: Recipe) -> None:
         """A run that changes its recipe on the way would report validation images that it was trained on, or worse."""

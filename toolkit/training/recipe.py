@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -13,9 +14,16 @@ from typing import Any
 
 from models import MODELS
 from toolkit.errors import ToolkitError, UsageError
+from toolkit.regular_file import open_regular
 
 PRESETS = Path(__file__).parent / "presets"
 SCHEDULES = ("cosine_annealing", "step_decay", "linear")
+
+# Ten times the longest recipe with its comments. The TOML reader's time grows with the square of a dotted key's length:
+# a file of this size takes it two seconds at most.
+MAX_BYTES = 16 * 2**10
+
+LARGEST = 1_000_000  # of what is counted: epochs, images a step, images held out
 
 
 def _key(default: Any, help: str, *, low: float | None = None, high: float = math.inf, choices: Any = ()) -> Any:
@@ -42,7 +50,7 @@ class Run:
 
     model: str = _key("resnet20", "the network", choices=MODELS)
     seed: int = _key(0, "seed of the initial weights, the order and the augmentation", low=0, high=2**31 - 1)
-    val_size: int = _key(5000, "training images held out for validation; 0: train on all", low=0)
+    val_size: int = _key(5000, "training images held out for validation; 0: train on all", low=0, high=LARGEST)
     precision: str = _key("auto", "number format of the forward pass", choices=("auto", "float32", "bfloat16"))
 
 
@@ -64,8 +72,8 @@ class Recipe:
     distillation_weight: float = _key(0.0, "share of the teacher in the loss; 0: no teacher", low=0, high=1)
     distillation_temperature: float = _key(4.0, "softens the teacher's and the student's answers", low=1, high=100)
     ema_decay: float = _key(0.0, "decay of a moving average of the weights; 0: no averaging", low=0, high=0.99999)
-    batch_size: int = _key(32, "images a step", low=1)
-    epochs: int = _key(150, "passes over the training images", low=1)
+    batch_size: int = _key(32, "images a step", low=1, high=LARGEST)
+    epochs: int = _key(150, "passes over the training images", low=1, high=LARGEST)
     early_stopping: int | bool = _key(
         False, "false, or how many epochs without a better validation accuracy end the run"
     )
@@ -114,12 +122,14 @@ def load_recipe(name_or_path: str) -> Recipe:
 
     Raises:
         UsageError: neither a preset nor a file, or a file that is not a valid recipe.
+        ToolkitError: it is no ordinary file of at most `MAX_BYTES`, or it cannot be read.
     """
     path = PRESETS / f"{name_or_path}.toml" if name_or_path in preset_names() else Path(name_or_path)
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UsageError(f"no recipe {name_or_path!r}: give a file, or one of the presets {', '.join(preset_names())}")
     try:
-        text = path.read_text(encoding="utf-8-sig")  # Notepad begins a file with a mark
+        with open_regular(path, max_bytes=MAX_BYTES) as file:
+            text = file.read(MAX_BYTES).decode("utf-8-sig")  # Notepad begins a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise ToolkitError(f"cannot read the recipe {path}: {error}") from error
     return Recipe.from_dict(parse_recipe(text, where=str(path)), where=str(path))
@@ -130,14 +140,14 @@ def parse_recipe(text: str, *, where: str) -> dict[str, Any]:
 
     `lr_schedule` may carry its length, as in `cosine_annealing_150ep`; it must be that of the file.
     """
-    without_comments = re.sub(r"(?m)^\s*//.*$", "", text)
+    without_comments = re.sub(r"(?m)^[ \t]*//.*$", "", text)
     try:
         if without_comments.lstrip().startswith("{"):
             values = json.loads(without_comments, object_pairs_hook=_no_key_twice)
         else:
             values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # both readers' errors are ValueErrors
-        raise UsageError(f"{where} is neither valid TOML nor valid JSON: {error}") from error
+        raise UsageError(f"{where} is neither valid TOML nor valid JSON: {_short(str(error))}") from error
     return dict(values)
 
 
@@ -183,7 +193,7 @@ def recipe_from_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
                 value = [int(epoch) for epoch in value.split(",")]
         except ValueError as error:
             form = "false or a whole number" if key.name == "early_stopping" else "whole numbers such as 75,113"
-            raise UsageError(f"{key.flag} takes {form}, not {value!r}") from error
+            raise UsageError(f"{key.flag} takes {form}, not {_shown(value)}") from error
         (nested.setdefault(key.table, {}) if key.table else nested)[key.name] = value
     return nested
 
@@ -198,12 +208,13 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _replaced(target: Any, values: Mapping[str, Any], *, where: str, prefix: str) -> Any:
     """The dataclass `target` with `values` checked and put in, tables within tables likewise."""
     if not isinstance(values, Mapping):
-        raise UsageError(f"{where}: {prefix.rstrip('.')} must be a table of keys, not {values!r}")
+        raise UsageError(f"{where}: {prefix.rstrip('.')} must be a table of keys, not {_shown(values)}")
     fields = {entry.name: entry for entry in dataclasses.fields(target)}
     changes: dict[str, Any] = {}
     for name, value in values.items():
         if name not in fields:
-            raise UsageError(f"{where}: unknown key {prefix + name!r}{_did_you_mean(name, fields)}; {_list(fields)}")
+            key = _shown(f"{prefix}{name}")
+            raise UsageError(f"{where}: unknown key {key}{_did_you_mean(name, fields)}; {_list(fields)}")
         current = getattr(target, name)
         if dataclasses.is_dataclass(current):
             changes[name] = _replaced(current, value, where=where, prefix=f"{name}.")
@@ -225,11 +236,11 @@ def _list(fields: Mapping[str, Any]) -> str:
 
 def _without_length(schedule: Any, epochs: Any, where: str) -> Any:
     """`cosine_annealing_150ep` as `cosine_annealing`: the length is the recipe's `epochs`, and must agree with it."""
-    match = re.fullmatch(r"(\w+?)_(\d+)ep", schedule) if isinstance(schedule, str) else None
+    match = re.fullmatch(r"(\w+?)_(\d{1,9})ep", schedule) if isinstance(schedule, str) else None
     if match is None:
         return schedule
     if int(match[2]) != epochs:
-        raise UsageError(f"{where}: lr_schedule is {schedule!r}, but epochs is {epochs!r}: make them agree")
+        raise UsageError(f"{where}: lr_schedule is {schedule!r}, but epochs is {_shown(epochs)}: make them agree")
     return match[1]
 
 
@@ -241,23 +252,37 @@ def _checked(value: Any, entry: "dataclasses.Field[Any]", what: str) -> Any:
     """
     rule = entry.metadata
     if entry.name == "early_stopping":
-        if value is False or (type(value) is int and value >= 1):
+        if value is False or (type(value) is int and 1 <= value <= LARGEST):
             return value
-        raise UsageError(f"{what} must be false or a whole number of epochs from 1, not {value!r}")
+        raise UsageError(f"{what} must be false or a whole number of epochs from 1, not {_shown(value)}")
     if entry.name == "lr_milestones":
-        if isinstance(value, list | tuple) and all(type(epoch) is int and epoch >= 1 for epoch in value):
+        if isinstance(value, list | tuple) and all(type(n) is int and 1 <= n <= LARGEST for n in value):
             return tuple(value)
-        raise UsageError(f"{what} must be a list of whole numbers of epochs from 1, such as [75, 113], not {value!r}")
-    if entry.type is float and type(value) is int:
+        raise UsageError(
+            f"{what} must be a list of whole numbers of epochs from 1, such as [75, 113], not {_shown(value)}"
+        )
+    if entry.type is float and type(value) is int and abs(value) < 2**63:  # beyond, it may be no float at all
         value = float(value)
     if type(value) is not entry.type:
-        raise UsageError(f"{what} must be {_NAMES[entry.type]}, not {value!r}")
+        raise UsageError(f"{what} must be {_NAMES[entry.type]}, not {_shown(value)}")
     if rule["choices"] and value not in rule["choices"]:
-        raise UsageError(f"{what} must be one of {', '.join(rule['choices'])}, not {value!r}")
+        raise UsageError(f"{what} must be one of {', '.join(rule['choices'])}, not {_shown(value)}")
     if rule["low"] is not None and not (rule["low"] <= value <= rule["high"] and math.isfinite(value)):
         bounds = f"from {rule['low']}" + (f" to {rule['high']}" if math.isfinite(rule["high"]) else "")
-        raise UsageError(f"{what} must be {_NAMES[entry.type]} {bounds}, not {value!r}")
+        raise UsageError(f"{what} must be {_NAMES[entry.type]} {bounds}, not {_shown(value)}")
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value out of a recipe as a message can hold it."""
+    try:
+        return _short(repr(value))
+    except (ValueError, RecursionError):  # a number of thousands of digits; tables within tables within tables
+        return "what is too long to be shown"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 _NAMES: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -270,7 +295,8 @@ def _check_together(recipe: Recipe, where: str) -> None:
     if recipe.lr_milestones and recipe.lr_schedule != "step_decay":
         raise UsageError(f"{where}: lr_milestones goes with lr_schedule step_decay, not {recipe.lr_schedule}")
     if recipe.lr_milestones and max(recipe.lr_milestones) >= recipe.epochs:
-        raise UsageError(f"{where}: lr_milestones {recipe.lr_milestones} must lie before the end, {recipe.epochs}")
+        milestones = _shown(recipe.lr_milestones)
+        raise UsageError(f"{where}: lr_milestones {milestones} must lie before the end, {recipe.epochs}")
     if recipe.warmup_epochs >= recipe.epochs:
         raise UsageError(f"{where}: warmup_epochs {recipe.warmup_epochs:g} must be less than epochs {recipe.epochs}")
     if recipe.early_stopping and recipe.run.val_size == 0:

@@ -12,9 +12,12 @@ from filelock import FileLock, Timeout
 
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import replacing
+from toolkit.regular_file import open_regular
 from toolkit.training.recipe import Recipe, load_recipe
 
 RUNS = Path("runs")
+
+MAX_METRICS_BYTES = 64 * 2**20  # a quarter of a million epochs
 
 
 @dataclass(frozen=True)
@@ -78,15 +81,23 @@ class RunFolder:
             raise ToolkitError(f"cannot write {self.metrics}: {error.strerror or error}") from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All epochs so far; a line that a crash left half-written is passed over."""
-        if not self.metrics.is_file():
+        """All epochs so far; a line that a crash left half-written is passed over.
+
+        Raises:
+            ToolkitError: the file cannot be read, or has more than `MAX_METRICS_BYTES`.
+        """
+        if not self.metrics.is_file() or self.metrics.stat().st_size == 0:
             return []
+        with open_regular(self.metrics, max_bytes=MAX_METRICS_BYTES) as file:
+            lines = file.read(MAX_METRICS_BYTES).decode("utf-8", "replace").splitlines()
         records = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in lines:
             try:
-                records.append(json.loads(line))
-            except ValueError:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(record, dict) and type(record.get("epoch")) is int:
+                records.append(record)
         return records
 
     def keep_metrics(self, epochs: int) -> None:

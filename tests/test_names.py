@@ -10,6 +10,7 @@ from toolkit.inference import as_text, display
 BYTES = os.fsdecode(b"caf\xe9.png")  # Latin-1: no UTF-8
 
 
+@pytest.mark.hostile
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
@@ -26,6 +27,7 @@ def test_display_shows_one_harmless_line(name: str, shown: str) -> None:
     assert display(name) == shown
 
 
+@pytest.mark.hostile
 def test_as_text_is_valid_unicode_and_keeps_what_json_can_hold() -> None:
     assert as_text(BYTES) == r"caf\xe9.png"
     assert as_text("a\nb.png") == "a\nb.png"

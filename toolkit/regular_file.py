@@ -5,7 +5,7 @@ import stat
 from typing import BinaryIO
 
 from toolkit.errors import ToolkitError
-from toolkit.inference.names import display
+from toolkit.names import display
 
 # A FIFO that takes the file's place after it was looked at must not stop the program (POSIX; Windows has no such flag).
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)

@@ -1,0 +1,72 @@
+"""The comparison of calibrations: every way is tried, on images held out, and never on the test set."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from choose_calibration import HEADER, compare, held_out, line, main
+from conftest import FixedSource
+from deploy_cases import CLASS_NAMES, blocky_images, randomise, tiny_model, torchvision_logits
+
+from models import build_model
+from toolkit.errors import ToolkitError
+from toolkit.training.checkpoint import Checkpoint, save_checkpoint
+from toolkit.training.data import Images, data_identity, find_data
+from toolkit.training.loop import split_images
+
+
+def checkpoint_for(source, *, model: str, val_size: int) -> Checkpoint:
+    weights = randomise(build_model(model)).state_dict()
+    recipe = {"run": {"val_size": val_size}}
+    identity = data_identity(source.name, source.train())
+    return Checkpoint(model, {}, source.class_names, recipe, identity, 3, 0.5, weights)
+
+
+def test_every_way_is_judged_on_the_images_held_out() -> None:
+    with tiny_model():
+        network = randomise(build_model("tiny"))
+        images = blocky_images(400, seed=6)
+        train = Images(images, torchvision_logits(network, images).argmax(1))
+        source = FixedSource("blocks", None, CLASS_NAMES, train)  # without test images: reading them would fail
+        checkpoint = checkpoint_for(source, model="tiny", val_size=100)
+        results = list(compare(checkpoint, source, counts=(16, 32)))
+        trained_on, unseen = held_out(checkpoint, source)
+    assert (len(trained_on), len(unseen)) == (300, 100)
+    assert torch.equal(unseen.images, split_images(train, 100)[1].images)
+    exact, *others = results
+    assert (exact.method, exact.accuracy, exact.labels_changed, exact.largest_logit_difference) == ("none", 1, 0, 0)
+    assert {(r.method, r.images, r.reduce_range) for r in others} == {
+        (method, count, bits) for method in ("minmax", "entropy", "percentile") for count in (16, 32) for bits in (0, 1)
+    }
+    for result in others:
+        assert result.validation_images == 100
+        assert 0 < result.mean_logit_difference < result.largest_logit_difference
+        assert 0.7 < result.accuracy <= 1
+        assert result.labels_changed >= 100 - result.correct
+        assert len(line(result)) == len(HEADER)
+
+
+def test_a_run_on_all_images_is_refused() -> None:
+    source = find_data("demo")
+    with tiny_model():
+        checkpoint = checkpoint_for(source, model="tiny", val_size=0)
+    with pytest.raises(ToolkitError, match="trained on all images"):
+        next(compare(checkpoint, source))
+
+
+def test_as_a_program_on_the_drawn_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, summary = tmp_path / "best.pt", tmp_path / "out.json"
+    with tiny_model():
+        save_checkpoint(checkpoint_for(find_data("demo"), model="tiny", val_size=100), path)
+        arguments = [str(path), "--data", "demo", "--images", "8", "--json", str(summary)]
+        monkeypatch.setattr(sys, "argv", ["choose_calibration.py", *arguments])
+        main()
+    lines = capsys.readouterr().out.splitlines()
+    rows = json.loads(summary.read_text())["results"]
+    assert lines[0] == HEADER
+    assert len(rows) == len(lines) - 1 == 7
+    assert rows[0]["accuracy"] == rows[0]["correct"] / 100
