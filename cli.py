@@ -275,7 +275,7 @@ def evaluate(
 ) -> None:
     """Accuracy, per class and in all, confusion matrix and calibration error on the whole test set."""
     from toolkit.deploy.evaluate import evaluate as evaluate_file
-    from toolkit.deploy.evaluate import evaluate_seeds
+    from toolkit.deploy.seeds import evaluate_seeds
     from toolkit.display import download_bar, metrics_lines, seeds_metrics_lines
     from toolkit.training.data import find_data
     from toolkit.training.plots import plot_confusion

@@ -9,7 +9,8 @@ import torch
 from conftest import coloured_source
 from test_training_loop import interrupting, run_all, same_weights, weights_of
 
-from toolkit.deploy.evaluate import evaluate, evaluate_seeds
+from toolkit.deploy.evaluate import evaluate
+from toolkit.deploy.seeds import evaluate_seeds
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.training.loop import train
 from toolkit.training.recipe import Recipe

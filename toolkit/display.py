@@ -22,7 +22,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from toolkit.deploy.benchmark import DeploymentBenchmark, SideResult
-    from toolkit.deploy.evaluate import SeedsMetrics
+    from toolkit.deploy.seeds import SeedsMetrics
     from toolkit.deploy.verify import Report
     from toolkit.doctor import Finding
     from toolkit.inference.benchmark import PredictionBenchmark

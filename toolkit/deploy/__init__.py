@@ -1,8 +1,8 @@
 """Deployment: checkpoint in, verified ONNX file out."""
 
-from toolkit.deploy.evaluate import SeedsMetrics, evaluate_seeds
 from toolkit.deploy.export import export_onnx
 from toolkit.deploy.report import Check, Figures, Rejected, Report
+from toolkit.deploy.seeds import SeedsMetrics, evaluate_seeds
 from toolkit.deploy.verify import verify
 
 __all__ = ["Check", "Figures", "Rejected", "Report", "SeedsMetrics", "evaluate_seeds", "export_onnx", "verify"]
