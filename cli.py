@@ -107,6 +107,10 @@ def train(
     name: Annotated[str | None, typer.Option(help="Name of the run's folder. [default: from the recipe]")] = None,
     runs: Runs = Path("runs"),
     resume: Annotated[str | None, typer.Option(help="Go on with this run, by name or path, where it stopped.")] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="Train seeds 0 to N-1, and report mean and spread. Given again, it goes on.", min=1),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     step: Annotated[str, typer.Option(help="Kind of step: auto, eager, compiled, graph or compiled-graph.")] = "auto",
     tensorboard: Annotated[
@@ -143,17 +147,22 @@ def train(
     precision: Annotated[str | None, _flag("auto, float32 or bfloat16.")] = None,
 ) -> None:
     """Train a network; every choice is in the recipe, and each key of the recipe has a flag."""
-    from toolkit.display import TrainingDisplay, download_bar, run_lines
+    from toolkit.display import download_bar, run_lines, seeds_lines
     from toolkit.training.checkpoint import load_checkpoint
     from toolkit.training.data import find_data
     from toolkit.training.device import choose_device
     from toolkit.training.distillation import require_fitting
-    from toolkit.training.loop import train as train_network
     from toolkit.training.recipe import load_recipe, recipe_from_flags
     from toolkit.training.run import create_run, open_run
+    from toolkit.training.seeds import begin_seeds
 
     choose_device(device)  # before anything is made
     changes = recipe_from_flags(context.params)
+    if seeds is not None and (resume is not None or seed is not None):
+        raise UsageError(
+            "--seeds N trains the seeds 0 to N-1, and goes on with them when the same command is given again: "
+            f"leave out {'--resume' if resume is not None else '--seed'}"
+        )
     if resume is not None:
         if changes or name is not None or teacher is not None or _given(context, "recipe"):
             raise UsageError(
@@ -166,19 +175,77 @@ def train(
         chosen = run.recipe()
     else:
         chosen = load_recipe(recipe).replaced(changes)
+    path = Path(recipe)
+    stem = path.parent.name if path.name == "recipe.toml" and path.parent.name else path.stem
+    together = name or f"{stem}-{chosen.run.model}-seeds"  # the folder of several seeds
+    begun = run.last if resume is not None else runs / together / "seed0" / "last.pt" if seeds is not None else None
     with download_bar() as progress:
-        source = find_data(data or _demo_if_trained_on_it(run.last if resume else None), progress=progress)
+        source = find_data(data or _demo_if_trained_on_it(begun), progress=progress)
     taught_by = load_checkpoint(_model_file(teacher, runs)) if teacher is not None else None
     if resume is None:
         require_fitting(taught_by, chosen, source.class_names)  # before anything is made
-        path = Path(recipe)
-        stem = path.parent.name if path.name == "recipe.toml" and path.parent.name else path.stem
+    options = ["--data", data] if data else []
+    options += ["--device", device] if device != "auto" else []
+    options += ["--step", step] if step != "auto" else []
+    options += ["--tensorboard"] if tensorboard else []
+    train_run = functools.partial(
+        _train_run,
+        source=source,
+        teacher=taught_by,
+        device=device,
+        step=step,
+        tensorboard=tensorboard,
+        suggest_fast=path.stem != "fast",
+    )
+    if seeds is not None:
+        all_runs = begin_seeds(chosen, seeds=seeds, source=source, name=together, root=runs)
+        options += ["--teacher", teacher] if teacher else []
+        options += ["--runs", str(runs)] if runs != Path("runs") else []
+        summary = _train_all(all_runs, train_run, options=["--name", together, *options])
+        where = {"folder": as_text(all_runs.path)}
+        print_json(where | summary) if json_output else typer.echo(seeds_lines(all_runs.path, summary))
+        return
+    if resume is None:
         run = create_run(chosen, stem=f"{stem}-{chosen.run.model}-seed{chosen.run.seed}", name=name, root=runs)
+    train_run(run, resume=resume is not None, go_on=["--resume", str(run.path), *options])
+    summary = run.read_summary()
+    print_json(summary | {"run": as_text(run.path)}) if json_output else typer.echo(run_lines(run.path, summary))
+
+
+def _train_all(together: Any, train_run: Callable[..., None], *, options: list[str]) -> dict[str, Any]:
+    """Train the seeds that are not finished, one after the other; returns the summary over all."""
+    recipe = str(together.runs[0].path / "recipe.toml")  # whose own seed does not count
+    for run in together.runs:
+        if run.is_finished:
+            note(f"Finished before, and kept: {run.path}")
+        else:
+            train_run(run, resume=run.last.is_file(), go_on=["--seeds", str(together.n), "--recipe", recipe, *options])
+    summary: dict[str, Any] = together.write_summary()
+    return summary
+
+
+def _train_run(
+    run: Any,
+    *,
+    resume: bool,
+    source: Any,
+    teacher: Any,
+    device: str,
+    step: str,
+    tensorboard: bool,
+    suggest_fast: bool,
+    go_on: list[str],
+) -> None:
+    """Train a run, or go on with it, and show its progress; Ctrl-C tells that `cifar train` with `go_on` goes on."""
+    from toolkit.display import TrainingDisplay
+    from toolkit.training.loop import train as train_network
+
+    chosen = run.recipe()
     note(f"{'Going on with' if resume else 'Training'} {chosen.run.model} on {source.name}, in {run.path}")
     shown = TrainingDisplay(
         chosen,
         epochs_done=len(run.read_metrics()),
-        suggest_fast=resume is None and source.name == "cifar10" and Path(recipe).stem != "fast",
+        suggest_fast=suggest_fast and not resume and source.name == "cifar10",
     )
     try:
         with shown:
@@ -187,8 +254,8 @@ def train(
                 source=source,
                 run=run,
                 device=device,
-                resume=resume is not None,
-                teacher=taught_by,
+                resume=resume,
+                teacher=teacher,
                 progress=shown.step,
                 mode=step,
                 note=shown.note,
@@ -196,15 +263,10 @@ def train(
             for record in _logged(records, run.path) if tensorboard else records:
                 shown.epoch(record)
     except KeyboardInterrupt as interrupt:
-        again = ["cifar", "train", "--resume", str(run.path), *(["--data", data] if data else [])]
-        again += ["--device", device] if device != "auto" else []
-        again += ["--step", step] if step != "auto" else []
-        again += ["--tensorboard"] if tensorboard else []
         raise KeyboardInterrupt(
-            f"interrupted; the last epoch boundary is kept in {run.path}. Go on with: {shlex.join(again)}"
+            f"interrupted; the last epoch boundary is kept in {run.path}. "
+            f"Go on with: {shlex.join(['cifar', 'train', *go_on])}"
         ) from interrupt
-    summary = run.read_summary()
-    print_json(summary | {"run": as_text(run.path)}) if json_output else typer.echo(run_lines(run.path, summary))
 
 
 def _given(context: typer.Context, name: str) -> bool:
@@ -234,7 +296,10 @@ def _logged(records: Any, folder: Path) -> Any:
 @command
 def evaluate(
     target: Annotated[
-        str | None, typer.Argument(help="A checkpoint, a run, or an ONNX file. [default: the newest finished run]")
+        str | None,
+        typer.Argument(
+            help="A checkpoint, a run, a folder of seeds, or an ONNX file. [default: the newest finished run]"
+        ),
     ] = None,
     data: Data = None,
     runs: Runs = Path("runs"),
@@ -245,12 +310,24 @@ def evaluate(
 ) -> None:
     """Accuracy, per class and in all, confusion matrix and calibration error on the whole test set."""
     from toolkit.deploy.evaluate import evaluate as evaluate_file
-    from toolkit.display import download_bar, metrics_lines
+    from toolkit.deploy.seeds import evaluate_seeds
+    from toolkit.display import download_bar, metrics_lines, seeds_metrics_lines
     from toolkit.training.data import find_data
     from toolkit.training.plots import plot_confusion
+    from toolkit.training.seeds import find_seeds
 
     if plot is not None and plot.suffix.lower() != ".png":
         raise UsageError(f"--plot writes PNG files, so {plot} must end in .png")
+    together = find_seeds(target, root=runs) if target is not None else None
+    if together is not None:
+        if plot is not None:
+            raise UsageError(f"--plot draws the matrix of one model: name one, such as {together.runs[0].path}")
+        with download_bar() as progress:
+            source = find_data(data or _demo_if_trained_on_it(together.runs[0].best), progress=progress)
+        note(f"Evaluating the {together.n} seeds in {together.path} on the test set of {source.name}")
+        result = evaluate_seeds(together, source=source, device=device)
+        print_json(result.as_dict()) if json_output else typer.echo(seeds_metrics_lines(result))
+        return
     path = _model_file(target, runs)
     with download_bar() as progress:
         source = find_data(data or _demo_if_trained_on_it(path), progress=progress)

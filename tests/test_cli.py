@@ -3,12 +3,13 @@
 import csv
 import io
 import json
+import shlex
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, coloured_source
 
 import cli
 from models import build_model
@@ -110,6 +111,75 @@ def test_evaluate_a_run_as_table_json_and_picture(trained, cifar):
     assert result["correct"] == sum(result["confusion"][i][i] for i in range(10))
 
 
+@pytest.fixture
+def coloured(tmp_path, monkeypatch):
+    """An empty folder, a short recipe in it, and a tiny data set in the place of CIFAR-10."""
+    monkeypatch.setattr("toolkit.training.data.find_data", lambda *arguments, **options: coloured_source())
+    crops = {"small_crop_size": 8, "small_crop_share": 1.0}
+    recipe = Recipe.from_dict({"epochs": 2, "batch_size": 50, "data_augmentation": crops, "run": {"val_size": 50}})
+    (tmp_path / "short.toml").write_text(recipe.as_toml())
+    return tmp_path
+
+
+def interrupt_at(monkeypatch, step):
+    """Ctrl-C at that step of the next training."""
+    calls = iter(range(1, step))
+
+    def interrupting(self, done, images):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("toolkit.display.TrainingDisplay.step", interrupting)
+
+
+def test_seeds_are_trained_interrupted_gone_on_with_and_evaluated(coloured, cifar, monkeypatch):
+    train = ["train", "--recipe", "short.toml", "--seeds", 2, "--json"]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 10)  # of six a seed: in the second epoch of seed 1
+        done = cifar(*train, "--device", "cpu", cwd=coloured)
+    assert (done.returncode, done.stdout) == (130, "")
+    again = done.stderr.split("Go on with: ")[1]
+    assert again.strip() == (
+        "cifar train --seeds 2 --recipe runs/short-resnet20-seeds/seed0/recipe.toml --name short-resnet20-seeds "
+        "--device cpu"
+    )
+    done = cifar(*shlex.split(again)[1:], "--json", cwd=coloured)
+    assert done.returncode == 0, done.stderr
+    assert "Finished before, and kept: runs/short-resnet20-seeds/seed0" in done.stderr
+    assert "Going on with resnet20 on coloured, in runs/short-resnet20-seeds/seed1" in done.stderr
+    assert "  1/2 " not in done.stderr  # an epoch that was done is not trained again
+    summary = json.loads(done.stdout)
+    assert (summary["folder"], summary["n"], len(summary["seeds"])) == ("runs/short-resnet20-seeds", 2, 2)
+    assert json.loads(cifar(*train, cwd=coloured).stdout) == summary  # the same command again trains nothing
+    assert json.loads((coloured / "runs/short-resnet20-seeds/seeds.json").read_text()) | summary == summary
+
+    refused = cifar(*train, "--epochs", 3, cwd=coloured)
+    assert refused.returncode == 2
+    assert "was begun with another recipe (epochs was 2, now 3)" in refused.stderr
+
+    table = cifar("evaluate", "short-resnet20-seeds", cwd=coloured)
+    assert [line.split()[0] for line in table.stdout.splitlines()] == ["seed", "0", "1", "mean", "std", "minimum"]
+    result = json.loads(cifar("evaluate", "runs/short-resnet20-seeds", "--json", cwd=coloured).stdout)
+    correct = [row["correct"] for row in result["seeds"]]
+    assert result["figures"]["accuracy"]["mean"] == pytest.approx(sum(correct) / 100)
+    one = json.loads(cifar("evaluate", "short-resnet20-seeds/seed1", "--json", cwd=coloured).stdout)
+    assert one["correct"] == correct[1]
+    newest = cifar("evaluate", cwd=coloured)
+    assert "Evaluating runs/short-resnet20-seeds/seed1/best.pt" in newest.stderr
+    assert cifar("evaluate", "short-resnet20-seeds", "--plot", "x.png", cwd=coloured).returncode == 2
+    exported = cifar("export", "m.onnx", "--run", "short-resnet20-seeds", cwd=coloured)
+    assert "name one of them, such as runs/short-resnet20-seeds/seed0" in exported.stderr
+
+
+def test_seeds_as_a_table(coloured, cifar):
+    done = cifar("train", "--recipe", "short.toml", "--seeds", 1, "--val-size", 0, "--epochs", 1, cwd=coloured)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines[0][:4] == ["1", "seeds", "of", "resnet20,"]
+    assert lines[1] == ["seed", "train", "time"]
+    assert [line[0] for line in lines[2:]] == ["0", "mean", "std", "minimum"]
+    assert lines[4] == ["std", "-"]  # of one seed there is none
+
+
 def test_export_verify_evaluate_predict(trained, cifar, tmp_path):
     folder, _ = trained
     model = tmp_path / "model.onnx"
@@ -181,6 +251,10 @@ def test_a_model_of_other_data_is_not_judged(trained, cifar, tmp_path):
         (["train", "--data", "demo"], 2, "a validation size of 5000 leaves no training image"),
         (["train", "--data", "nowhere"], 1, "no CIFAR-10 where --data points"),
         (["train", "--resume", "nothing"], 1, "no run 'nothing'; the runs in runs are: none yet"),
+        (["train", "--seeds", "3", "--seed", "1"], 2, "--seeds N trains the seeds 0 to N-1"),
+        (["train", "--seeds", "3", "--resume", "x"], 2, "when the same command is given again: leave out --resume"),
+        (["train", "--seeds", "0"], 2, "Invalid value for '--seeds'"),
+        (["train", "--seeds", "2", "--name", "a/b", "--data", "demo"], 2, "'a/b' is no name for a run"),
         (["train", "--colour"], 2, "No such option"),
         (["evaluate", "--data", "demo"], 1, "there is no finished run in runs: `cifar train` makes one"),
         (

@@ -1,17 +1,32 @@
 """The examples, run as a user runs them."""
 
 import csv
+import importlib
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 from test_inference_predict import draw
 from test_inference_session import saved, tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
+TINY = """
+epochs = 2
+batch_size = 128
+
+[data_augmentation]
+small_crop_size = 8
+small_crop_share = 1.0
+
+[run]
+val_size = 400
+"""
 
 
 @pytest.fixture
@@ -53,3 +68,59 @@ def test_train_export_predict(tmp_path: Path) -> None:
     assert "epoch 8: loss" in done.stdout
     assert "verified: " in done.stdout
     assert "example/samples/heart-0001.png: heart" in done.stdout
+
+
+@pytest.fixture
+def design_claims(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module("design_claims")
+
+
+def test_design_claims(
+    design_claims: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the drawn data; a second call trains nothing and finds the same."""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.toml").write_text(TINY)
+    options = ["--recipe", "tiny.toml", "--data", "demo", "--seeds", "1"]
+    monkeypatch.setattr(sys, "argv", ["x", *options, "--only", "resnet20", "--only", "SGD", "--only", "Adam"])
+    design_claims.main()
+    first, written = capsys.readouterr(), Path("claims/claims.json").read_text()
+    assert Path("claims/claims.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in Path("claims/runs").iterdir()) == ["Adam", "resnet20"]  # SGD is resnet20's
+    found = json.loads(written)
+    assert found["variants"]["SGD"] == found["variants"]["resnet20"] != found["variants"]["Adam"]
+    run = json.loads(Path("claims/runs/resnet20/seed0/summary.json").read_text())
+    figures = found["variants"]["resnet20"]["figures"]
+    assert figures["gap"]["mean"] == pytest.approx(100 * run["last"]["generalisation_gap"])
+    assert figures["half-way"]["mean"] == pytest.approx(found["variants"]["resnet20"]["curve"][0])
+    assert [claim["verdict"] for claim in found["claims"]] == ["not decided"] * 4  # one seed has no spread
+    assert "SGD is better than Adam" in first.out
+    assert "epoch 2/2" in first.err
+    design_claims.main()
+    again = capsys.readouterr()
+    assert (again.out, again.err) == (first.out, "")
+    assert Path("claims/claims.json").read_text() == written
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict"),
+    [
+        ([90.0, 90.2, 90.1], [89.0, 89.1, 89.2], "holds"),
+        ([89.0, 89.1, 89.2], [90.0, 90.2, 90.1], "does not hold"),
+        ([90.0, 90.5, 89.5], [89.9, 89.9, 90.0], "not decided"),
+        ([90.0], [80.0], "not decided"),
+    ],
+)
+def test_a_claim_is_decided_only_outside_the_noise(
+    design_claims: ModuleType, ours: list[float], theirs: list[float], verdict: str
+) -> None:
+    results = {
+        name: {"seeds": [{"validation": value} for value in values]} for name, values in (("a", ours), ("b", theirs))
+    }
+    row = design_claims.judged(design_claims.Claim("a is better", "validation", "a", "b"), results)
+    assert row["verdict"] == verdict
+    assert row["value"]["mean"] == pytest.approx(sum(ours) / len(ours) - sum(theirs) / len(theirs))
+    if row["noise"] is not None:  # half the width of the 95% interval, Student's t with two degrees of freedom
+        differences = torch.tensor(ours, dtype=torch.float64) - torch.tensor(theirs, dtype=torch.float64)
+        assert row["noise"] == pytest.approx(4.303 * float(differences.std()) / 3**0.5, rel=1e-3)

@@ -22,6 +22,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from toolkit.deploy.benchmark import DeploymentBenchmark, SideResult
+    from toolkit.deploy.seeds import SeedsMetrics
     from toolkit.deploy.verify import Report
     from toolkit.doctor import Finding
     from toolkit.inference.benchmark import PredictionBenchmark
@@ -164,6 +165,38 @@ def run_lines(path: Path, summary: dict[str, Any]) -> str:
         lines.append("Validation   none: trained on all images, the last epoch is kept")
     lines.append(f"Time         {_duration(summary['training_seconds'])} of training on {summary['device']}")
     return "\n".join(lines)
+
+
+def seeds_lines(path: Path, summary: dict[str, Any]) -> str:
+    """The figures over all seeds of a recipe, then each seed's."""
+    figures, rows = summary["figures"], summary["seeds"]
+    columns = {"best_val_accuracy": "best val", "val_accuracy": "last val", "train_accuracy": "train"}
+    shown = {name: heading for name, heading in columns.items() if name in figures}
+    lines = [f"{summary['n']} seeds of {summary['model']}, {summary['parameters']:,} parameters, in {path}"]
+    lines.append(f"{'seed':<10}" + "".join(f"{heading:>10}" for heading in shown.values()) + f"{'time':>15}")
+    for row in rows:
+        accuracies = "".join(f"{row[name]:>10.2%}" for name in shown)
+        lines.append(f"{row['seed']:<10}{accuracies}{_duration(row['training_seconds']):>15}")
+    for label, key in _SPREAD_ROWS:
+        lines.append(f"{label:<10}" + "".join(_percent(figures[name][key]) for name in shown))
+    return "\n".join(lines)
+
+
+def seeds_metrics_lines(result: "SeedsMetrics") -> str:
+    """The test accuracy of each seed, then mean, standard deviation and minimum."""
+    lines = [f"{'seed':<10}{'test':>10}{'correct':>10}{'epoch':>8}"]
+    for seed, (epoch, metrics) in enumerate(zip(result.epochs, result.metrics, strict=True)):
+        lines.append(f"{seed:<10}{metrics.accuracy:>10.2%}{metrics.correct:>10,}{epoch:>8}")
+    accuracy = result.as_dict()["figures"]["accuracy"]
+    lines += [f"{label:<10}" + _percent(accuracy[key]) for label, key in _SPREAD_ROWS]
+    return "\n".join(lines)
+
+
+_SPREAD_ROWS = (("mean", "mean"), ("std", "std"), ("minimum", "min"))
+
+
+def _percent(value: float | None) -> str:
+    return f"{_number(value, '.2%'):>10}"
 
 
 def metrics_lines(metrics: "Metrics") -> str:

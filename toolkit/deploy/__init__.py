@@ -2,6 +2,7 @@
 
 from toolkit.deploy.export import export_onnx
 from toolkit.deploy.report import Check, Figures, Rejected, Report
+from toolkit.deploy.seeds import SeedsMetrics, evaluate_seeds
 from toolkit.deploy.verify import verify
 
-__all__ = ["Check", "Figures", "Rejected", "Report", "export_onnx", "verify"]
+__all__ = ["Check", "Figures", "Rejected", "Report", "SeedsMetrics", "evaluate_seeds", "export_onnx", "verify"]

@@ -72,6 +72,11 @@ class RunFolder:
             raise ToolkitError(f"{self.path} is not a run folder: it holds no recipe.toml")
         return load_recipe(str(self.path / "recipe.toml"))
 
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Write `recipe.toml`, and the folder where there is none: what makes it a run. May raise `ToolkitError`."""
+        with replacing(self.path / "recipe.toml") as temporary:
+            temporary.write_text(recipe.as_toml(), encoding="utf-8")
+
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one epoch's line to `metrics.jsonl`."""
         try:
@@ -139,16 +144,22 @@ def create_run(recipe: Recipe, *, stem: str, name: str | None = None, root: Path
         UsageError: the name is taken or no plain folder name.
         ToolkitError: the folder cannot be made.
     """
-    if name is not None and not re.fullmatch(r"[\w][\w.+-]*", name):
-        raise UsageError(f"{name!r} is no name for a run: use letters, digits, '.', '_', '+' and '-'")
+    if name is not None:
+        require_name(name)
     try:
         root.mkdir(parents=True, exist_ok=True)
         path = _new_folder(root, [name] if name else _numbered(stem))
     except OSError as error:
         raise ToolkitError(f"cannot make a run folder in {root}: {error.strerror or error}") from error
-    with replacing(path / "recipe.toml") as temporary:
-        temporary.write_text(recipe.as_toml(), encoding="utf-8")
-    return RunFolder(path)
+    run = RunFolder(path)
+    run.write_recipe(recipe)
+    return run
+
+
+def require_name(name: str) -> None:
+    """Raises `UsageError` where `name` is no plain folder name."""
+    if not re.fullmatch(r"[\w][\w.+-]*", name):
+        raise UsageError(f"{name!r} is no name for a run: use letters, digits, '.', '_', '+' and '-'")
 
 
 def _numbered(stem: str) -> list[str]:
@@ -167,17 +178,31 @@ def _new_folder(root: Path, names: list[str]) -> Path:
 
 
 def open_run(name_or_path: str, *, root: Path = RUNS) -> RunFolder:
-    """A run by its path, or by its name under `root`. Raises `ToolkitError` where there is none."""
+    """A run by its path, or by its name under `root`, as `fast` or `fast-seeds/seed0`.
+
+    Raises:
+        ToolkitError: there is no such run, or the folder holds several seeds.
+    """
     for path in (Path(name_or_path), root / name_or_path):
         if (path / "recipe.toml").is_file():
             return RunFolder(path)
-    known = ", ".join(sorted(folder.parent.name for folder in root.glob("*/recipe.toml"))) or "none yet"
+        if (path / "seed0" / "recipe.toml").is_file():
+            raise ToolkitError(
+                f"{path} holds a run for each of several seeds: name one of them, such as {path / 'seed0'}"
+            )
+    names = sorted(path.parent.relative_to(root).as_posix() for path in _in_runs(root, "recipe.toml"))
+    known = ", ".join(names) or "none yet"
     raise ToolkitError(f"no run {name_or_path!r}; the runs in {root} are: {known}")
 
 
 def newest_finished_run(*, root: Path = RUNS) -> RunFolder:
-    """The run that finished last. Raises `ToolkitError` where none has."""
-    summaries = sorted(root.glob("*/summary.json"), key=lambda path: path.stat().st_mtime)
+    """The run that finished last, be it by itself or one of several seeds. Raises `ToolkitError` where none has."""
+    summaries = sorted(_in_runs(root, "summary.json"), key=lambda path: path.stat().st_mtime)
     if not summaries:
         raise ToolkitError(f"there is no finished run in {root}: `cifar train` makes one")
     return RunFolder(summaries[-1].parent)
+
+
+def _in_runs(root: Path, file: str) -> list[Path]:
+    """That file of every run in `root`, those of several seeds (`toolkit.training.seeds`) included."""
+    return [*root.glob(f"*/{file}"), *root.glob(f"*/seed*/{file}")]
