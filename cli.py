@@ -195,10 +195,10 @@ def train(
         device=device,
         step=step,
         tensorboard=tensorboard,
-        suggest_fast=path.stem != "fast",
+        suggest_fast=recipe == "reference",
     )
     if seeds is not None:
-        all_runs = begin_seeds(chosen, seeds=seeds, source=source, name=together, root=runs)
+        all_runs = begin_seeds(chosen, seeds=seeds, source=source, name=together, root=runs, teacher=taught_by)
         options += ["--teacher", teacher] if teacher else []
         options += ["--runs", str(runs)] if runs != Path("runs") else []
         summary = _train_all(all_runs, train_run, options=["--name", together, *options])
@@ -354,6 +354,8 @@ def _run_checkpoint(run: str | None, runs: Path) -> Path:
     folder = newest_finished_run(root=runs) if run is None else open_run(run, root=runs)
     if not folder.best.is_file():
         raise ToolkitError(f"the run {folder.path} has no finished epoch yet: `cifar train --resume {folder.path}`")
+    if not folder.is_finished:
+        note(f"The run {folder.path} is not finished: taking its best epoch so far")
     return folder.best
 
 
@@ -564,7 +566,7 @@ def demo(
         if exit_code := app(arguments, standalone_mode=False):
             raise typer.Exit(exit_code)
     typer.echo(f"\nThat was the whole path, on drawn pictures; everything is in {place}. On the real data it is:")
-    typer.echo("  cifar train --recipe fast\n  cifar export model.onnx\n  cifar predict cat.png")
+    typer.echo("  cifar train --recipe fast --val-size 0\n  cifar export model.onnx\n  cifar predict cat.png")
 
 
 def _fresh(folder: Path) -> Path:

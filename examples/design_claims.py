@@ -5,6 +5,9 @@
 Four networks by one recipe, then single changes of that recipe, all with the same seeds. Writes OUTPUT/claims.json and
 OUTPUT/claims.png. The same command goes on where it was interrupted, and trains no recipe twice. --only, which may be
 given more than once, leaves the other variants out, and with them the claims that need them.
+
+By default eight recipes are trained three times for 150 epochs each: made for a GPU. On a CPU, begin with
+--recipe fast --epochs 10 --seeds 1.
 """
 
 import argparse
@@ -181,7 +184,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a variant that is to be trained")
     options = parser.parse_args()
     try:
-        changes = {"early_stopping": False} | ({"epochs": options.epochs} if options.epochs else {})
+        changes = {"early_stopping": False} | ({"epochs": options.epochs} if options.epochs is not None else {})
         base = load_recipe(options.recipe).replaced(changes)
         if base.run.val_size == 0:
             raise UsageError("the claims are about validation accuracy, so the recipe's val_size cannot be 0")

@@ -216,6 +216,7 @@ CHECKPOINTS = {
     "bomb": lambda: with_records({"data/0": bytes(2**27)}, compression=zipfile.ZIP_DEFLATED),
     "overlapping": overlapping,
     "bytearray": lambda: with_records({"data.pkl": a_terabyte()}),
+    "laughs-as-a-name": lambda: archive(values_of_a_checkpoint(model=laughs())),
     "laughs": lambda: archive(values_of_a_checkpoint(recipe={"a": laughs()})),
     "a thousand million classes": lambda: archive(
         values_of_a_checkpoint(model_args={"num_classes": 10**9, "dropout_rate": 0.3})

@@ -1,6 +1,8 @@
 """Who may import whom, read from the sources; and what a started command has really loaded."""
 
 import ast
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -96,3 +98,14 @@ def run_python(code: str) -> None:
 
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
+
+
+def test_onnxruntimes_own_models_do_not_stand_in_for_ours(tmp_path):
+    """onnxruntime.quantization puts its folder `transformers` on the path, in which there are `models` too."""
+    code = (
+        "import sys, toolkit.deploy\n"
+        "names = list(sys.modules)\n"
+        "assert names.index('models') < names.index('onnxruntime.quantization')"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, check=True)

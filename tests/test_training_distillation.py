@@ -173,6 +173,16 @@ def test_resume_is_exact_and_needs_no_teacher_to_be_named(tmp_path, source, stud
         assert same_weights(weights_of(getattr(run, name)), weights_of(getattr(whole, name)))
 
 
+def test_a_run_that_was_stopped_before_anything_was_saved_takes_the_teacher_that_is_given(
+    tmp_path, source, student, teacher
+):
+    run = create_run(student, stem="stopped", root=tmp_path)
+    with pytest.raises(ToolkitError, match=r"teacher\.pt is missing"):
+        next(train(student, source=source, run=run, device="cpu", resume=True))
+    next(train(student, source=source, run=run, device="cpu", resume=True, teacher=teacher))
+    assert teacher_identity(load_checkpoint(run.teacher)) == teacher_identity(teacher)
+
+
 def interrupted_if(wanted):
     def progress(done, images):
         if wanted:

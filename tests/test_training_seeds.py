@@ -12,6 +12,8 @@ from test_training_loop import interrupting, run_all, same_weights, weights_of
 from toolkit.deploy.evaluate import evaluate
 from toolkit.deploy.seeds import evaluate_seeds
 from toolkit.errors import ToolkitError, UsageError
+from toolkit.training.checkpoint import load_checkpoint
+from toolkit.training.distillation import teacher_identity
 from toolkit.training.loop import train
 from toolkit.training.recipe import Recipe
 from toolkit.training.run import create_run, newest_finished_run, open_run
@@ -156,6 +158,18 @@ def test_other_data_are_refused(tmp_path, source, short):
         begin_seeds(short, seeds=2, source=coloured_source(train=210), name="x", root=tmp_path)
 
 
+def test_seeds_learn_from_one_teacher_which_the_summary_names(tmp_path, source, short, trained):
+    teacher, another = (load_checkpoint(run.last) for run in trained.runs[:2])
+    taught = short.replaced({"distillation_weight": 0.5})
+    together = begin_seeds(taught, seeds=2, source=source, name="x", root=tmp_path, teacher=teacher)
+    list(train(together.runs[0].recipe(), source=source, run=together.runs[0], device="cpu", teacher=teacher))
+    for other in (None, another):
+        with pytest.raises(ToolkitError, match="seed0 was begun with another teacher"):
+            begin_seeds(taught, seeds=2, source=source, name="x", root=tmp_path, teacher=other)
+    together = begin_seeds(taught, seeds=2, source=source, name="x", root=tmp_path, teacher=teacher)
+    assert train_rest(together, source, teacher=teacher)["teacher"] == teacher_identity(teacher)
+
+
 @pytest.mark.parametrize(("seeds", "name", "message"), [(0, "x", "from 1, not 0"), (2, "../x", "is no name for a run")])
 def test_impossible_requests_make_nothing(tmp_path, source, short, seeds, name, message):
     with pytest.raises(UsageError, match=message):
@@ -212,5 +226,5 @@ def test_evaluation_leaves_no_seed_out_and_takes_no_stranger(tmp_path, source, s
     other = together.runs[1]
     other.write_recipe(other.recipe().replaced({"dropout_rate": 0.1}))
     list(train(other.recipe(), source=source, run=other, device="cpu"))
-    with pytest.raises(UsageError, match="seed1 was begun with another recipe"):
+    with pytest.raises(ToolkitError, match="seed1 was begun with another recipe .*: undo"):
         evaluate_seeds(together, source=source)

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from toolkit.deploy.evaluate import evaluate
+from toolkit.names import as_text
 from toolkit.training.checkpoint import load_checkpoint
 from toolkit.training.data import DataSource
 from toolkit.training.metrics import Metrics
@@ -27,7 +28,7 @@ class SeedsMetrics:
     def as_dict(self) -> dict[str, Any]:
         """Mean, sample standard deviation, minimum and n of the figures; then each seed's, without its matrix."""
         rows: list[dict[str, Any]] = [
-            {"seed": seed, "file": str(run.best), "epoch": epoch} | metrics.as_dict()
+            {"seed": seed, "file": as_text(run.best), "epoch": epoch} | metrics.as_dict()
             for seed, (run, epoch, metrics) in enumerate(
                 zip(self.together.runs, self.epochs, self.metrics, strict=True)
             )
@@ -37,7 +38,7 @@ class SeedsMetrics:
         }
         for row in rows:
             del row["confusion"]
-        return {"folder": str(self.together.path), "n": self.together.n, "figures": figures, "seeds": rows}
+        return {"folder": as_text(self.together.path), "n": self.together.n, "figures": figures, "seeds": rows}
 
 
 def evaluate_seeds(together: SeedRuns, *, source: DataSource, device: str = "auto") -> SeedsMetrics:

@@ -227,7 +227,7 @@ def _in_threads(
         try:
             while several := [_taken(source) for source in islice(sources, share)]:
                 pending.append(pool.submit(work, several))
-                if len(pending) >= most:
+                while pending and (len(pending) >= most or pending[0].done()):
                     yield from pending.popleft().result()
             while pending:
                 yield from pending.popleft().result()

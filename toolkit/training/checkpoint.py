@@ -119,10 +119,10 @@ def _fault(values: dict[str, Any]) -> str | None:
     if missing := sorted(_KINDS.keys() - values.keys()):
         return f"without {', '.join(missing)}"
     if unknown := [name for name in values if name not in _KINDS]:
-        return f"with {_short(unknown[0])}, which is unknown"
+        return f"with the key {_kind(unknown[0])}, which is unknown"
     for name, kind in _KINDS.items():
         if not isinstance(values[name], kind):
-            return f"{name} is {_short(values[name])}"
+            return f"{name} is {_kind(values[name])}"
     training = values["training"]
     if not are_plain([values[name] for name in _KINDS if name != "training"], keys=str):
         return "it holds other than tensors and plain values, or too many"
@@ -142,6 +142,11 @@ def _fault(values: dict[str, Any]) -> str | None:
     if values["epoch"] < 0 or not 0 <= (values["val_accuracy"] or 0.0) <= 1:
         return f"epoch {values['epoch']} with an accuracy of {values['val_accuracy']}"
     return None
+
+
+def _kind(value: Any) -> str:
+    """A value that may be anything: only short ones are shown, since what is nested may be without end."""
+    return _short(value) if isinstance(value, str | int | float | None) else f"of the type {type(value).__name__}"
 
 
 def _short(value: Any) -> str:

@@ -93,7 +93,8 @@ def note_on_crowded_cores(device: torch.device, *, threads: int, seconds: float,
         return ""
     return (
         f"other programs keep the cores busy: {threads} threads had only {share:.0%} of the time, and wait for each "
-        f"other; stopped with Ctrl-C and resumed with OMP_NUM_THREADS={threads - 1}, this run may well be faster"
+        f"other; stopped with Ctrl-C and resumed with OMP_NUM_THREADS={max(1, int(share * threads))}, this run may "
+        "well be faster"
     )
 
 
@@ -113,5 +114,7 @@ def keep_freed_memory() -> None:
         return
     m_trim_threshold, m_mmap_threshold = -1, -3  # <malloc.h>
     libc = ctypes.CDLL(None)
-    libc.mallopt(m_mmap_threshold, 1 << 30)  # bytes; larger blocks only are mapped one by one
+    # Bytes; larger blocks only are mapped one by one. Older releases take no more than 32 MiB.
+    if not libc.mallopt(m_mmap_threshold, 1 << 30):
+        libc.mallopt(m_mmap_threshold, 1 << 25)
     libc.mallopt(m_trim_threshold, (1 << 31) - 1)  # bytes kept at the heap's end: as many as the parameter can say

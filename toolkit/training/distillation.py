@@ -3,6 +3,7 @@
 import hashlib
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -76,5 +77,5 @@ def _sha256(weights: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(f"{name} {tuple(weights[name].shape)}\n".encode())
-        digest.update(weights[name].contiguous().numpy().data)
+        digest.update(weights[name].detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

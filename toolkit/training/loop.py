@@ -124,7 +124,7 @@ def train(
             source=source,
             run=run,
             device=choose_device(device),
-            teacher=_kept_teacher(run, recipe) if resume else teacher,
+            teacher=_kept_teacher(run, recipe, source, given=teacher, resume=resume),
             mode=mode,
             note=note or (lambda text: None),
         )
@@ -150,7 +150,6 @@ class _Trainer:
         mode: str,
         note: Note,
     ) -> None:
-        require_fitting(teacher, recipe, source.class_names)
         self.recipe, self.run, self.device, self.note = recipe, run, device, note
         self.dtype = choose_dtype(recipe.run.precision, device)
         self.precision = str(self.dtype).removeprefix("torch.")
@@ -201,8 +200,7 @@ class _Trainer:
 
     def begin(self) -> int:
         """Put the untrained network on disk, so that even a run that is killed at once can be resumed."""
-        if self.teacher is not None:
-            save_checkpoint(dataclasses.replace(self.teacher, training=None), self.run.teacher)
+        self.run.keep_metrics(0)
         save_checkpoint(self._checkpoint(0, None, with_training=True), self.run.last)
         return 0
 
@@ -235,7 +233,9 @@ class _Trainer:
         try:
             self.network.load_state_dict(training.get("weights", weights))
             if self.average is not None:
-                self.average.load(weights, steps=int(training["averaged_steps"]))
+                if (steps := int(training["averaged_steps"])) < 0:
+                    raise ValueError(f"{steps} averaged steps")
+                self.average.load(weights, steps=steps)
             self.optimizer.load_state_dict(training["optimizer"])
             self.seconds = float(training["seconds"])
             for parameter, state in self.optimizer.state.items():
@@ -259,11 +259,13 @@ class _Trainer:
 
     def train_epoch(self, epoch: int, progress: Progress | None) -> EpochRecord:
         start, processor_start = time.perf_counter(), time.process_time()
+        compiling_before = self.step.seconds_compiling
         self._seed(epoch)
         rate = self._steps_of(epoch, progress)
         loss, right = self.step.take_sums()
         step_seconds, processor_seconds = time.perf_counter() - start, time.process_time() - processor_start
-        self._note_crowded_cores(step_seconds, processor_seconds)
+        if self.step.seconds_compiling == compiling_before:  # the compiler works in processes of its own
+            self._note_crowded_cores(step_seconds, processor_seconds)
         if not math.isfinite(loss):
             raise ToolkitError(
                 f"the loss of epoch {epoch} is not finite, so training stopped; {self.run.last} holds the "
@@ -387,16 +389,22 @@ class _Trainer:
         )
 
 
-def _kept_teacher(run: RunFolder, recipe: Recipe) -> Checkpoint | None:
-    """The run's own copy of its teacher, if its recipe asks for one."""
-    if recipe.distillation_weight == 0:
-        return None
-    if not run.teacher.is_file():
-        raise ToolkitError(
-            f"{run.teacher} is missing, without which the run cannot go on: put the teacher's checkpoint back there, "
-            "or start a new run"
-        )
-    return load_checkpoint(run.teacher)
+def _kept_teacher(
+    run: RunFolder, recipe: Recipe, source: DataSource, *, given: Checkpoint | None, resume: bool
+) -> Checkpoint | None:
+    """The teacher, of which the run keeps a copy before anything else: a run that goes on takes that copy."""
+    if resume and recipe.distillation_weight > 0:
+        if run.teacher.is_file():
+            given = load_checkpoint(run.teacher)
+        elif given is None:
+            raise ToolkitError(
+                f"{run.teacher} is missing, without which the run cannot go on: put the teacher's checkpoint back "
+                "there, or start a new run"
+            )
+    require_fitting(given, recipe, source.class_names)
+    if given is not None and not run.teacher.is_file():
+        save_checkpoint(dataclasses.replace(given, training=None), run.teacher)
+    return given
 
 
 def split_images(images: Images, val_size: int) -> tuple[Images, Images]:

@@ -21,8 +21,9 @@ from typing import Any
 
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import replacing
-from toolkit.training.checkpoint import load_checkpoint
+from toolkit.training.checkpoint import Checkpoint, load_checkpoint
 from toolkit.training.data import DataSource, data_identity, require_same_data
+from toolkit.training.distillation import teacher_identity
 from toolkit.training.recipe import Recipe, recipe_keys
 from toolkit.training.run import RUNS, RunFolder, require_name
 
@@ -31,7 +32,8 @@ FIGURES = (  # of a seed, over which the summary takes mean and spread; those th
     "training_seconds",
 )  # fmt: skip
 CIRCUMSTANCES = (
-    "model", "parameters", "epochs", "train_images", "val_images", "device", "step", "precision", "data", "libraries",
+    "model", "parameters", "epochs", "train_images", "val_images", "device", "step", "precision", "data", "teacher",
+    "libraries",
 )  # fmt: skip
 
 
@@ -95,7 +97,8 @@ class SeedRuns:
                 f"of the {self.n} seeds in {self.path} these are not finished: {names}. The command that began them "
                 f"goes on with them, `cifar train --resume {missing[0].path}` with one"
             )
-        _require_recipe(self, self.runs[0].recipe())
+        if other := _other_recipe(self, self.runs[0].recipe()):
+            raise ToolkitError(f"{other}: undo the change to its recipe.toml")
 
     def write_summary(self) -> dict[str, Any]:
         """Write `seeds.json` and return it: mean, standard deviation and minimum of each figure, and each seed's own.
@@ -136,7 +139,15 @@ def _figures_of(summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def begin_seeds(recipe: Recipe, *, seeds: int, source: DataSource, name: str, root: Path = RUNS) -> SeedRuns:
+def begin_seeds(
+    recipe: Recipe,
+    *,
+    seeds: int,
+    source: DataSource,
+    name: str,
+    root: Path = RUNS,
+    teacher: Checkpoint | None = None,
+) -> SeedRuns:
     """Make the run folders of the seeds 0 to `seeds` - 1, or find those that an interrupted call has made.
 
     Finished runs stay as they are; the others are trained, or gone on with, by `train(..., resume=True)`. More seeds
@@ -148,11 +159,12 @@ def begin_seeds(recipe: Recipe, *, seeds: int, source: DataSource, name: str, ro
         source: the data; only their identity is read, and only where runs have been begun.
         name: of the folder under `root`.
         root: the folder of runs.
+        teacher: the one that `train` will be given.
 
     Raises:
         UsageError: fewer than one seed, or fewer than there are; the folder holds runs of another recipe, or is a run
             itself; no plain folder name.
-        ToolkitError: the runs were begun on other data; a file cannot be read or written.
+        ToolkitError: the runs were begun on other data, or with another teacher; a file cannot be read or written.
     """
     if seeds < 1:
         raise UsageError(f"the number of seeds must be a whole number from 1, not {seeds}")
@@ -167,8 +179,9 @@ def begin_seeds(recipe: Recipe, *, seeds: int, source: DataSource, name: str, ro
                 f"{path} has {begun.n} seeds, and none may be left out: ask for {begun.n} or more, or give another "
                 "--name"
             )
-        _require_recipe(begun, recipe)
-        _require_data(begun, source)
+        if other := _other_recipe(begun, recipe):
+            raise UsageError(f"{other}: give that recipe again, or another --name")
+        _require_origin(begun, source, teacher)
     together = SeedRuns(path, seeds)
     for seed, run in enumerate(together.runs):
         if not (run.path / "recipe.toml").is_file():
@@ -192,17 +205,15 @@ def _with_seed(recipe: Recipe, seed: int) -> Recipe:
     return recipe.replaced({"run": {"seed": seed}})
 
 
-def _require_recipe(begun: SeedRuns, recipe: Recipe) -> None:
-    """Figures of different recipes have no mean. Raises `UsageError`, which names the keys that differ."""
+def _other_recipe(begun: SeedRuns, recipe: Recipe) -> str | None:
+    """Figures of different recipes have no mean: the run that has another, and the keys that differ; None if none."""
     for seed, run in enumerate(begun.runs):
         if not (run.path / "recipe.toml").is_file():
             continue  # it will be made
         wanted, found = _with_seed(recipe, seed), run.recipe()
         if wanted != found:
-            raise UsageError(
-                f"{run.path} was begun with another recipe ({_differences(found, wanted)}): give that recipe again, or "
-                "another --name"
-            )
+            return f"{run.path} was begun with another recipe ({_differences(found, wanted)})"
+    return None
 
 
 def _differences(before: Recipe, now: Recipe) -> str:
@@ -214,9 +225,14 @@ def _differences(before: Recipe, now: Recipe) -> str:
     return ", ".join(f"{name} was {old!r}, now {new!r}" for name, old, new in pairs if old != new)
 
 
-def _require_data(begun: SeedRuns, source: DataSource) -> None:
+def _require_origin(begun: SeedRuns, source: DataSource, teacher: Checkpoint | None) -> None:
+    """Figures of different data or teachers have no mean either."""
     trained = [run for run in begun.runs if run.last.is_file()]
     if trained:  # else nothing has been trained, and the images need not be read
         present = data_identity(source.name, source.train())
+        identity = teacher_identity(teacher) if teacher else None
         for run in trained:
-            require_same_data(load_checkpoint(run.last).data, present, what=f"the run {run.path}")
+            last = load_checkpoint(run.last)
+            require_same_data(last.data, present, what=f"the run {run.path}")
+            if last.teacher != identity:
+                raise ToolkitError(f"the run {run.path} was begun with another teacher: give that one again")
