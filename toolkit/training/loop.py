@@ -200,7 +200,6 @@ class _Trainer:
 
     def begin(self) -> int:
         """Put the untrained network on disk, so that even a run that is killed at once can be resumed."""
-        self.run.keep_metrics(0)
         save_checkpoint(self._checkpoint(0, None, with_training=True), self.run.last)
         return 0
 
