@@ -322,6 +322,8 @@ def evaluate(
     if together is not None:
         if plot is not None:
             raise UsageError(f"--plot draws the matrix of one model: name one, such as {together.runs[0].path}")
+        if provider != "auto":
+            raise UsageError(f"{together.path} holds checkpoints, which PyTorch runs: --device, not --provider")
         with download_bar() as progress:
             source = find_data(data or _demo_if_trained_on_it(together.runs[0].best), progress=progress)
         note(f"Evaluating the {together.n} seeds in {together.path} on the test set of {source.name}")
@@ -659,7 +661,8 @@ def main() -> None:
         _forget_output()
         sys.exit(1)
     finally:
-        gc.freeze()  # else Python looks for garbage in all that it imported before it ends, a sixth of `cifar predict`
+        if "torch" not in sys.modules:  # whose libraries count what is not collected, and say so
+            gc.freeze()  # else Python looks for garbage in all that it imported, a sixth of `cifar predict`
 
 
 def _forget_output() -> None:

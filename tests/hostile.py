@@ -11,9 +11,12 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from onnx import helper, numpy_helper
 from test_inference_session import external, tiny_model
 
 from models import build_model
@@ -283,6 +286,23 @@ def with_a_sparse_constant() -> bytes:
     attribute.sparse_tensor.values.CopyFrom(model.graph.initializer[1])
     external(attribute.sparse_tensor.values, "/etc/passwd")
     return model.SerializeToString()
+
+
+def with_a_product(side: int, *, claims: dict[str, str] | None = None) -> onnx.ModelProto:
+    """Adds the mean of a product of `side` x `side` to the logits: two small tensors, broadcast against each other."""
+    model = tiny_model(metadata=claims)
+    for name, shape in (("column", (side, 1)), ("row", (1, side))):
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
+    model.graph.node[2].output[0] = "small"
+    nodes = [
+        helper.make_node("Mul", ["column", "row"], ["product"]),
+        helper.make_node("ReduceMean", ["product"], ["mean"], keepdims=0),
+        helper.make_node("Add", ["small", "mean"], ["logits"]),
+    ]
+    rest = list(model.graph.node[3:])
+    del model.graph.node[3:]
+    model.graph.node.extend([*nodes, *rest])
+    return model
 
 
 MODELS = {

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -31,15 +32,18 @@ def test_every_way_is_judged_on_the_images_held_out() -> None:
         train = Images(images, torchvision_logits(network, images).argmax(1))
         source = FixedSource("blocks", None, CLASS_NAMES, train)  # without test images: reading them would fail
         checkpoint = checkpoint_for(source, model="tiny", val_size=100)
-        results = list(compare(checkpoint, source, counts=(16, 32)))
+        results = list(compare(checkpoint, source, counts=(16, 32), draws=2))
         trained_on, unseen = held_out(checkpoint, source)
     assert (len(trained_on), len(unseen)) == (300, 100)
     assert torch.equal(unseen.images, split_images(train, 100)[1].images)
     exact, *others = results
     assert (exact.method, exact.accuracy, exact.labels_changed, exact.largest_logit_difference) == ("none", 1, 0, 0)
-    assert {(r.method, r.images, r.reduce_range) for r in others} == {
-        (method, count, bits) for method in ("minmax", "entropy", "percentile") for count in (16, 32) for bits in (0, 1)
-    }
+    methods = ("minmax", "entropy", "percentile")
+    assert [(r.method, r.images, r.reduce_range, r.draw) for r in others] == list(
+        product(methods, (16, 32), (True, False), (0, 1))
+    )
+    first, second = others[:2]
+    assert first.mean_logit_difference != second.mean_logit_difference  # each draw has images of its own
     for result in others:
         assert result.validation_images == 100
         assert 0 < result.mean_logit_difference < result.largest_logit_difference
@@ -62,7 +66,7 @@ def test_as_a_program_on_the_drawn_data(
     path, summary = tmp_path / "best.pt", tmp_path / "out.json"
     with tiny_model():
         save_checkpoint(checkpoint_for(find_data("demo"), model="tiny", val_size=100), path)
-        arguments = [str(path), "--data", "demo", "--images", "8", "--json", str(summary)]
+        arguments = [str(path), "--data", "demo", "--images", "8", "--draws", "1", "--json", str(summary)]
         monkeypatch.setattr(sys, "argv", ["choose_calibration.py", *arguments])
         main()
     lines = capsys.readouterr().out.splitlines()

@@ -166,7 +166,8 @@ def test_seeds_are_trained_interrupted_gone_on_with_and_evaluated(coloured, cifa
     assert one["correct"] == correct[1]
     newest = cifar("evaluate", cwd=coloured)
     assert "Evaluating runs/short-resnet20-seeds/seed1/best.pt" in newest.stderr
-    assert cifar("evaluate", "short-resnet20-seeds", "--plot", "x.png", cwd=coloured).returncode == 2
+    for option in (["--plot", "x.png"], ["--provider", "cpu"]):
+        assert cifar("evaluate", "short-resnet20-seeds", *option, cwd=coloured).returncode == 2
     exported = cifar("export", "m.onnx", "--run", "short-resnet20-seeds", cwd=coloured)
     assert "name one of them, such as runs/short-resnet20-seeds/seed0" in exported.stderr
 
@@ -199,6 +200,9 @@ def test_export_verify_evaluate_predict(trained, cifar, tmp_path):
     of_torch = json.loads(cifar("evaluate", checkpoint, "--data", "demo", "--json").stdout)
     assert of_onnx["confusion"] == of_torch["confusion"]
     assert of_onnx["loss"] == pytest.approx(of_torch["loss"], abs=1e-4)
+    for file, option in ((checkpoint, "--provider"), (model, "--device")):  # each is for the other kind of file
+        refused = cifar("evaluate", file, option, "cpu", "--data", "demo")
+        assert (refused.returncode, "choose a" in refused.stderr) == (2, True), refused.stderr
 
     assert cifar("data", "--data", "demo", "--samples", tmp_path / "samples").returncode == 0
     (tmp_path / "samples" / "broken.png").write_bytes(b"no picture")

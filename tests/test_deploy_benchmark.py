@@ -89,12 +89,21 @@ def test_what_is_compared(files: tuple[Path, Path], tmp_path: Path, monkeypatch:
 def test_accuracy_where_the_data_fit(
     files: tuple[Path, Path], result: DeploymentBenchmark, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, notes = benchmark._accuracies([str(files[0])], "/no/such/folder", print)
+    model, checkpoint = (str(path) for path in files)
+    compared = [Side("onnx", model, "cpu"), Side("bare", model, "cpu"), Side("eager", checkpoint, "cpu")]
+    found, notes = benchmark._accuracies(compared, "/no/such/folder", print)
     assert found == {}
     assert "accuracy: not measured, no CIFAR-10" in notes[0]
-    monkeypatch.setattr(benchmark, "evaluate", lambda path, **options: type("M", (), {"accuracy": 0.9123}))
-    found, notes = benchmark._accuracies([str(files[0])] * 2, "demo", lambda text: None)
-    assert (found, notes) == ({str(files[0]): 0.9123}, [])
+    asked = []
+
+    def evaluated(path: Path, *, source: object, **place: str) -> object:
+        asked.append((str(path), place))
+        return type("M", (), {"accuracy": 0.9123})
+
+    monkeypatch.setattr(benchmark, "evaluate", evaluated)
+    found, notes = benchmark._accuracies(compared, "demo", lambda text: None)
+    assert (found, notes) == ({model: 0.9123, checkpoint: 0.9123}, [])
+    assert asked == [(model, {"provider": "cpu"}), (checkpoint, {"device": "cpu"})]
     shown = dataclasses.replace(result, sides=(dataclasses.replace(result.sides[0], accuracy=0.9123),))
     assert "91.23%" in deployment_benchmark_lines(shown)
 

@@ -1,6 +1,7 @@
 """Hostile files through the command line: each reader gives one clear line, runs nothing, and leaves all as it was."""
 
 import functools
+import json
 import os
 import struct
 import time
@@ -23,10 +24,12 @@ from hostile import (
     malicious_pickle,
     posix,
     values_of_a_checkpoint,
+    with_a_product,
 )
 from test_inference_predict import draw
 from test_inference_session import saved, tiny_model
 
+from toolkit.classes import CLASS_NAMES
 from toolkit.inference.model_file import MAX_MODEL_BYTES, SHIPPED_MODEL
 from toolkit.inference.predict import expand
 from toolkit.training import drawn
@@ -96,6 +99,22 @@ def test_models(reader: str, case: str, refused: Callable[..., str], tmp_path: P
     }
     message = refused(*commands[reader], codes=(1, 3) if reader == "verify" else (1,))
     assert "model.onnx" in message or "the model is rejected" in message
+
+
+@pytest.mark.parametrize("reader", ["predict", "verify", "evaluate"])
+def test_a_model_that_asks_for_64_gib(reader: str, cifar: Cifar, tmp_path: Path) -> None:
+    """With no limit set from outside: the toolkit's own is what refuses."""
+    identity = data_identity("demo", find_data("demo").train())
+    claims = {"class_names": json.dumps(CLASS_NAMES), "data": json.dumps(identity)}
+    saved(tmp_path, with_a_product(2**17, claims=claims))
+    commands = {
+        "predict": ["predict", draw(tmp_path / "picture.png"), "--model", "model.onnx"],
+        "verify": ["verify", "model.onnx", "--data", "demo"],
+        "evaluate": ["evaluate", "model.onnx", "--data", "demo"],
+    }
+    done = cifar(*commands[reader], cwd=tmp_path)
+    assert done.returncode == (3 if reader == "verify" else 1)
+    assert "Available memory of" in done.stderr + done.stdout
 
 
 def test_what_a_model_says_of_its_data_is_no_more_than_text(refused: Callable[..., str], tmp_path: Path) -> None:

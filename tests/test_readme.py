@@ -56,7 +56,7 @@ def test_there_are_exactly_two_set_up_lines():
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_is_one_that_the_command_line_takes(command, tmp_path, monkeypatch):
-    words = shlex.split(command.replace("[FILE]", "").replace("--help", "").replace("PATH...", "PATH"))[1:]
+    words = shlex.split(command.replace("[WHAT]", "").replace("--help", "").replace("PATH...", "PATH"))[1:]
     group = typer.main.get_command(cli.app)
     name, *arguments = words
     parsed = group.commands[name].make_context(name, arguments)  # refuses what is not a valid call

@@ -138,6 +138,13 @@ def test_resume_of_a_run_that_was_stopped_before_it_began_begins(tmp_path, sourc
     assert len(list(train(recipe, source=source, run=run, device="cpu", resume=True))) == 3
 
 
+def test_resume_of_a_run_that_lost_its_last_checkpoint_begins_anew(tmp_path, source, recipe):
+    run, records = run_all(recipe, source, tmp_path)
+    run.last.unlink()
+    assert len(list(train(recipe, source=source, run=run, device="cpu", resume=True))) == 3
+    assert [line["train_loss"] for line in run.read_metrics()] == [record.train_loss for record in records]
+
+
 def test_two_processes_do_not_train_one_run(tmp_path, source, recipe):
     run = create_run(recipe, stem="run", root=tmp_path)
     epochs = train(recipe, source=source, run=run, device="cpu")

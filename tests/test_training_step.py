@@ -134,6 +134,7 @@ def test_where_recording_fails_the_steps_go_on_eagerly_and_it_is_said_once():
         "the steps run one kernel at a time: they cannot be captured here "
         "(operation not permitted when stream is capturing)"
     ]
+    assert step.mode == "eager"
 
 
 def test_compiled_steps_give_the_eager_losses():
@@ -142,6 +143,7 @@ def test_compiled_steps_give_the_eager_losses():
     assert losses_of(step) == pytest.approx(expected, rel=1e-4)
     assert step._compiled_crops == {32}
     assert step.seconds_compiling > 0
+    assert step.mode == "compiled"
 
 
 def test_compiling_leaves_no_trace_in_the_run(monkeypatch):
@@ -172,8 +174,10 @@ def test_where_the_compiler_fails_the_steps_are_eager_and_it_is_said_once(monkey
 
     monkeypatch.setattr(torch, "compile", compile)
     notes = []
-    assert losses_of(make_step(mode="compiled", note=notes.append)) == losses_of(make_step())
+    step = make_step(mode="compiled", note=notes.append)
+    assert losses_of(step) == losses_of(make_step())
     assert notes == ["the steps are not compiled: the compiler failed (OSError: no compiler)"]
+    assert step.mode == "eager"
 
 
 def test_the_rate_reaches_the_optimiser_after_its_state_was_loaded():

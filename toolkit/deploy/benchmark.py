@@ -147,7 +147,7 @@ def bench_deploy(
     found, notes = sides(models or [SHIPPED_MODEL], checkpoint, quick=quick)
     accuracies: dict[str, float] = {}
     if not quick:
-        accuracies, unmeasured = _accuracies([side.file for side in found], data, tell)
+        accuracies, unmeasured = _accuracies(found, data, tell)
         notes += unmeasured
     results = _measure(found, batch_sizes, quick=quick, tell=tell)
     return DeploymentBenchmark(
@@ -200,25 +200,26 @@ def _other_providers(model: Path, notes: list[str]) -> list[str]:
     return opens
 
 
-def _accuracies(files: Sequence[str], data: str | None, tell: Progress) -> tuple[dict[str, float], list[str]]:
+def _accuracies(found: Sequence[Side], data: str | None, tell: Progress) -> tuple[dict[str, float], list[str]]:
     """Accuracy of each file, as far as the data are there, and why one is missing."""
-    found: dict[str, float] = {}
+    accuracies: dict[str, float] = {}
     notes: list[str] = []
     try:
         source = find_data(data, fetch=False)
     except ToolkitError as error:
         return {}, [f"accuracy: not measured, {error}"]
-    for file in dict.fromkeys(files):
+    for file, side in {side.file: side for side in found}.items():
         tell(f"accuracy of {file}")
         try:
-            found[file] = _accuracy(Path(file), source)
+            accuracies[file] = _accuracy(side, source)
         except ToolkitError as error:
             notes.append(f"accuracy: not measured, {error}")
-    return found, notes
+    return accuracies, notes
 
 
-def _accuracy(path: Path, source: DataSource) -> float:
-    return evaluate(path, source=source, provider="cpu", device="cpu").accuracy
+def _accuracy(side: Side, source: DataSource) -> float:
+    place = {"device": "cpu"} if side.kind in ("eager", "compiled") else {"provider": "cpu"}
+    return evaluate(Path(side.file), source=source, **place).accuracy
 
 
 def _measure(found: list[Side], batch_sizes: tuple[int, ...], *, quick: bool, tell: Progress) -> list[SideResult]:

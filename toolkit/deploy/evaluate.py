@@ -10,7 +10,9 @@ import torch
 
 from toolkit.deploy import graph
 from toolkit.deploy.metadata import claims_of
+from toolkit.errors import UsageError
 from toolkit.inference.session import Session, open_model
+from toolkit.names import display
 from toolkit.regular_file import open_regular
 from toolkit.training.checkpoint import load_checkpoint
 from toolkit.training.data import DataSource, Images, data_identity, require_same_data
@@ -26,19 +28,23 @@ def evaluate(path: Path, *, source: DataSource, provider: str = "auto", device: 
     Args:
         path: a checkpoint or an ONNX file, told apart by their contents.
         source: the data that the model was trained on; other data are refused.
-        provider: for an ONNX file, where ONNX Runtime runs it.
-        device: for a checkpoint, the torch device; the network is computed in float32.
+        provider: for an ONNX file alone, where ONNX Runtime runs it.
+        device: for a checkpoint alone, the torch device; the network is computed in float32.
 
     Raises:
         ToolkitError: no such file, not a model, or a model of other data.
-        UsageError: no such provider or device.
+        UsageError: no such provider or device, or one for the other kind of file.
     """
     if _is_checkpoint(path):
+        if provider != "auto":
+            raise UsageError(f"{display(path)} is a checkpoint, which PyTorch runs: choose a device, not a provider")
         checkpoint = load_checkpoint(path)
         require_same_data(checkpoint.data, data_identity(source.name, source.train()), what=str(path))
         network = checkpoint.network().to(choose_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
         test = source.test()
         return measure(compute_logits(network, test.images), test.labels, checkpoint.class_names)
+    if device != "auto":
+        raise UsageError(f"{display(path)} is an ONNX file, which ONNX Runtime runs: choose a provider, not a device")
     session = open_model(path, provider=provider)
     require_same_data(_identity(session.metadata), data_identity(source.name, source.train()), what=str(path))
     test = source.test()

@@ -24,6 +24,7 @@ from toolkit.deploy.quiet import quiet
 from toolkit.deploy.reference import RANDOM_BATCHES, RANDOM_COUNT, TEST_BATCH, Exam, Float32, pixels, prepare_exam
 from toolkit.deploy.report import Check, Figures, Rejected, Report
 from toolkit.errors import ToolkitError, UsageError
+from toolkit.inference.memory import limit_memory
 from toolkit.training import drawn
 from toolkit.training.data import TEST_COUNT, DataSource
 
@@ -240,6 +241,8 @@ def _open(gate: _Gate, content: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised, and reported once
     with_options: list[Any] = [provider]
+    if gate.figures.provider == "cpu":
+        limit_memory(options)
     if gate.figures.provider == "cuda":
         with quiet():  # it prints what it cannot find; the session says whether that mattered
             onnxruntime.preload_dlls()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from toolkit.cores import available_cores
 from toolkit.errors import ToolkitError, UsageError
+from toolkit.inference.memory import limit_memory
 from toolkit.inference.model_file import read_model
 from toolkit.names import display
 
@@ -174,6 +175,7 @@ def _open_on(
 
 
 def _open_on_cpu(content: bytes, options: onnxruntime.SessionOptions, name: str) -> onnxruntime.InferenceSession:
+    limit_memory(options)
     try:
         return _start(content, options, [_CPU])
     except Exception as error:  # ONNX Runtime's exceptions share no base class

@@ -162,7 +162,7 @@ class _Trainer:
         self.class_names = source.class_names
         self.train_images, self.val_images = split_images(images, recipe.run.val_size)
         self.model_args: dict[str, Any] = {"num_classes": len(self.class_names), "dropout_rate": recipe.dropout_rate}
-        self.mode = self._choose_mode(mode, note)
+        mode = self._choose_mode(mode, note)
         let_cudnn_choose(device)
         self._seed(epoch=0)
         self.network: ResNet = build_model(recipe.run.model, **self.model_args)
@@ -180,7 +180,7 @@ class _Trainer:
             dtype=self.dtype,
             teacher=self._on_device(teacher.network()) if teacher else None,
             average=self.average,
-            mode=self.mode,
+            mode=mode,
             note=note,
         )
         self.best_epoch, self.best_val_accuracy = 0, -math.inf
@@ -201,6 +201,7 @@ class _Trainer:
     def begin(self) -> int:
         """Put the untrained network on disk, so that even a run that is killed at once can be resumed."""
         save_checkpoint(self._checkpoint(0, None, with_training=True), self.run.last)
+        self.run.keep_metrics(0)  # of a run that goes on without its last checkpoint
         return 0
 
     def load(self) -> int:
@@ -378,7 +379,7 @@ class _Trainer:
                 },
                 "training_seconds": self.seconds,
                 "device": device_name(self.device),
-                "step": self.mode,
+                "step": self.step.mode,
                 "precision": self.precision,
                 "data": self.identity,
                 "teacher": self.teacher_identity,

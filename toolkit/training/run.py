@@ -1,6 +1,7 @@
 """The run folder: where a training run keeps its recipe, metrics, checkpoints, summary and pictures."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,6 +108,8 @@ class RunFolder:
 
     def keep_metrics(self, epochs: int) -> None:
         """Drop the lines of epochs that come after the first `epochs`: they will be trained again."""
+        if not os.path.lexists(self.metrics):
+            return
         kept = [record for record in self.read_metrics() if record["epoch"] <= epochs]
         with replacing(self.metrics) as temporary:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")

@@ -91,6 +91,14 @@ class TrainingStep:
         self._compiled_crops: set[int] = set()
         self._captured = self._capturing(recipe.batch_size) if "graph" in mode else None
 
+    @property
+    def mode(self) -> str:
+        """The kind of step that full batches really take, so far as has been tried: as `mode` was, or less."""
+        captured = self._captured is not None and self._captured.can_record
+        if self._compiled:
+            return "compiled-graph" if captured else "compiled"
+        return "graph" if captured else "eager"
+
     def __call__(self, indices: Tensor, learning_rate: float, *, crop_size: int = 32) -> None:
         """Train on the images at `indices`, int64 (B,), cropped to `crop_size` pixels a side."""
         self._rate.fill_(learning_rate)
