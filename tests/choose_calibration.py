@@ -122,7 +122,10 @@ def line(result: Result) -> str:
     )
 
 
-HEADER = f"{'method':<12}{'weights':<8}{'images':>7}{'draw':>5}{'accuracy':>10}{'mean diff.':>12}{'largest':>12}{'changed':>9}"
+HEADER = (
+    f"{'method':<12}{'weights':<8}{'images':>7}{'draw':>5}{'accuracy':>10}"
+    f"{'mean diff.':>12}{'largest':>12}{'changed':>9}"
+)
 
 
 def main() -> None:
