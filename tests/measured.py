@@ -120,6 +120,35 @@ def precisions() -> str:
     return table(head, rows)
 
 
+def calibrations() -> str:
+    """What each way of calibrating int8 gave on validation images, over its draws of calibration images."""
+    found = read(RESULTS / "calibration.json")
+    exact, *others = found["results"]
+    ways: dict[tuple[str, bool, int], list[dict[str, Any]]] = {}
+    for result in others:
+        ways.setdefault((result["method"], result["reduce_range"], result["images"]), []).append(result)
+    rows = [
+        [
+            method,
+            "7 bits" if reduce_range else "8 bits",
+            str(images),
+            f"{statistics.mean(result['accuracy'] for result in results):.2%}",
+            f"{statistics.mean(result['mean_logit_difference'] for result in results):.3f}",
+            f"{statistics.mean(result['largest_logit_difference'] for result in results):.2f}",
+        ]
+        for (method, reduce_range, images), results in ways.items()
+    ]
+    head = ["ranges by", "weights", "calibration images", "accuracy", "mean logit difference", "largest"]
+    draws = len(next(iter(ways.values())))
+    return f"""{table(head, rows)}
+
+A run of `fast` with {found["epoch"]} epochs ({exact["accuracy"]:.2%} in float32), on its {exact["validation_images"]:,} validation images; means over {draws} draws of
+calibration images, which alone move accuracy by a tenth of a point or more. The methods are as accurate as each other
+(ONNX Runtime's entropy method ends at the same ranges as minmax), so `export` takes the one that errs least at worst:
+minmax, with 512 images. For CPUs it takes 7 bits although 8 are better, because processors without VNNI overflow with 8.
+Command: `python tests/choose_calibration.py runs/NAME/best.pt`; JSON: `results/calibration.json`."""
+
+
 def bench_train() -> str:
     """Images per second of each step at each batch size, and the ratio to the conventional loop."""
     found = read(RESULTS / "bench-train.json")
@@ -206,6 +235,37 @@ Hardware: {found["device"]}; {libraries(found["libraries"])}. CUDA and TensorRT:
 Command: `cifar bench deploy fp32.onnx fp16.onnx int8.onnx`; JSON: `results/bench-deploy.json`, picture: `results/bench-deploy.png`."""
 
 
+LIMITS = {
+    "two-cores": "both cores",
+    "one-core": "one core (`cpuset.cpus`)",
+    "quota-1.5": "a quota of 1.5 cores",
+    "quota-1": "a quota of 1 core",
+    "quota-0.5": "a quota of half a core",
+}
+
+
+def limited() -> str:
+    """The float32 model where a process may not use the whole machine: the toolkit's session and one by default."""
+    found = {name: read(RESULTS / "limits" / f"{name}.json") for name in LIMITS}
+    rows = []
+    for name, result in found.items():
+        cells = [LIMITS[name], str(result["cores"])]
+        for batch_size in (1, 64):
+            for kind in ("onnx", "bare"):
+                side = next(side for side in result["sides"] if side["side"]["kind"] == kind)
+                timing = next(timing for timing in side["timings"] if timing["batch_size"] == batch_size)
+                cells.append(f"{timing['images_per_second']:,.0f} ({timing['p99_ms']:.1f} ms)")
+        rows.append(cells)
+    head = ["the process may use", "threads", "batch 1", "bare session", "batch 64", "bare session"]
+    first = found["two-cores"]
+    return f"""{table(head, rows)}
+
+A bare session takes a thread for each core of the machine and lets them spin; the toolkit's takes what the process may
+use, and lets them sleep soon. (`taskset` does not show this: a bare session then takes back the cores it was denied.)
+Hardware: {first["device"]}; {libraries(first["libraries"])}; Linux control groups, as containers have them.
+Command, in each group: `cifar bench deploy fp32.onnx int8.onnx --batch-size 1 --batch-size 64`; JSON: `results/limits/`."""
+
+
 def side_name(side: dict[str, str]) -> str:
     if side["kind"] in ("eager", "compiled"):
         return f"PyTorch {side['kind']}"
@@ -229,7 +289,12 @@ Nothing was measured on a GPU. **Tried on the validation images** (one seed each
 {precisions()}
 
 Command: `cifar export model.onnx --checkpoint toolkit/weights/checkpoint.pt --precision int8`, for GPUs with
-`--target gpu`; JSON: `toolkit/weights/export.json`, `results/export-*.json`.
+`--target gpu`; JSON: `toolkit/weights/export.json`, `results/export-*.json`. In int8 the whole network computes with
+integers; what stays in float is the scaling of the pixels and the softmax.
+
+**How int8 is calibrated** was chosen on validation images:
+
+{calibrations()}
 
 **Training speed** of `resnet20`:
 
@@ -242,6 +307,10 @@ Command: `cifar export model.onnx --checkpoint toolkit/weights/checkpoint.pt --p
 **Deployment**: images a second are medians of five rounds in which the sides take turns, latencies are over all calls:
 
 {bench_deploy()}
+
+**Limited processors**: images a second of the float32 model, and p99 of a call:
+
+{limited()}
 """
 
 
