@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
-from test_training_loop import losses, run_all, same_weights, weights_of
+from test_training_loop import resumed_exactly, run_all, same_weights, weights_of
 from test_training_step import FakeGraphs, captured, losses_of, make_step
 
 from toolkit.training.averaging import WeightAverage, decay_of_step
 from toolkit.training.checkpoint import load_checkpoint
 from toolkit.training.loop import split_images, train
 from toolkit.training.metrics import compute_logits, measure
-from toolkit.training.run import create_run, open_run
+from toolkit.training.run import create_run
 
 
 def averaging_step(decay=0.9, **options):
@@ -90,11 +90,7 @@ def test_resume_is_exact(tmp_path, source, recipe, boundary):
     for _ in range(boundary):
         next(epochs)
     epochs.close()
-    again = open_run(str(run.path))
-    rest = list(train(again.recipe(), source=source, run=again, device="cpu", resume=True))
-    assert losses(rest) == losses(records)[boundary:]
-    for name in ("best", "last"):
-        assert same_weights(weights_of(getattr(run, name)), weights_of(getattr(whole, name)))
+    assert resumed_exactly(run, source, whole=whole, records=records) == 3 - boundary
     states = [load_checkpoint(path).training for path in (run.last, whole.last)]
     assert same_weights(states[0]["weights"], states[1]["weights"])
     assert states[0]["averaged_steps"] == states[1]["averaged_steps"] == 3 * 6

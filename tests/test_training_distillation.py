@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, coloured_source
-from test_training_loop import losses, run_all, same_weights, weights_of
+from test_training_loop import resumed_exactly, run_all, same_weights
 from test_training_step import FakeGraphs, SmallNetwork, captured, losses_of, make_step
 
 from models import build_model
@@ -16,7 +16,7 @@ from toolkit.training.checkpoint import load_checkpoint, save_checkpoint
 from toolkit.training.distillation import distillation_loss, require_fitting, teacher_identity
 from toolkit.training.loop import train
 from toolkit.training.recipe import Recipe, load_recipe
-from toolkit.training.run import create_run, open_run
+from toolkit.training.run import create_run
 
 TEACHING = {"distillation_weight": 0.6, "distillation_temperature": 3.0}
 AUGMENTED = {"mixup_alpha": 0.2, "random_erasing": 0.5}
@@ -166,11 +166,7 @@ def test_resume_is_exact_and_needs_no_teacher_to_be_named(tmp_path, source, stud
     for _ in range(boundary):
         next(epochs)
     epochs.close()
-    again = open_run(str(run.path))
-    rest = list(train(again.recipe(), source=source, run=again, device="cpu", resume=True))
-    assert losses(rest) == losses(records)[boundary:]
-    for name in ("best", "last"):
-        assert same_weights(weights_of(getattr(run, name)), weights_of(getattr(whole, name)))
+    assert resumed_exactly(run, source, whole=whole, records=records) == 3 - boundary
 
 
 def test_a_run_that_was_stopped_before_anything_was_saved_takes_the_teacher_that_is_given(
