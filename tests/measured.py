@@ -144,9 +144,10 @@ def calibrations() -> str:
 
 A run of `fast` with {found["epoch"]} epochs ({exact["accuracy"]:.2%} in float32), on its {exact["validation_images"]:,} validation images; means over {draws} draws of
 calibration images, which alone move accuracy by a tenth of a point or more. The methods are as accurate as each other
-(ONNX Runtime's entropy method ends at the same ranges as minmax), so `export` takes the one that errs least at worst:
-minmax, with 512 images. For CPUs it takes 7 bits although 8 are better, because processors without VNNI overflow with 8.
-Command: `python tests/choose_calibration.py runs/NAME/best.pt`; JSON: `results/calibration.json`."""
+(ONNX Runtime's entropy method ends at the same ranges as minmax), and percentile errs more at worst, so `export` takes
+minmax; it takes 512 images, and 128 did no worse. For CPUs it takes 7 bits although 8 are better, because processors
+without VNNI overflow with 8. Commands: `cifar train --recipe fast --epochs 12 --warmup-epochs 1`, then
+`python tests/choose_calibration.py runs/NAME/best.pt --json results/calibration.json`."""
 
 
 def bench_train() -> str:
@@ -263,7 +264,7 @@ def limited() -> str:
 A bare session takes a thread for each core of the machine and lets them spin; the toolkit's takes what the process may
 use, and lets them sleep soon. (`taskset` does not show this: a bare session then takes back the cores it was denied.)
 Hardware: {first["device"]}; {libraries(first["libraries"])}; Linux control groups, as containers have them.
-Command, in each group: `cifar bench deploy fp32.onnx int8.onnx --batch-size 1 --batch-size 64`; JSON: `results/limits/`."""
+Command, in each group and without the data set: `cifar bench deploy fp32.onnx int8.onnx --batch-size 1 --batch-size 64`; JSON: `results/limits/`."""
 
 
 def side_name(side: dict[str, str]) -> str:
@@ -280,7 +281,7 @@ def measured() -> str:
 
 {presets()}
 
-Nothing was measured on a GPU. **Tried on the validation images** (one seed each; the spread over seeds was not measured):
+Nothing was measured on a GPU, and not every table on the same machine: compare within a table. **Tried on the validation images** (one seed each; the spread over seeds was not measured):
 
 {tried()}
 

@@ -254,6 +254,37 @@ def test_probabilities_that_are_no_softmax_of_the_logits_are_rejected(few: Case)
     rejected(few, changed(few, over_the_batch), "probabilities")
 
 
+@pytest.mark.parametrize("width", [1, 5, 12, 20])
+def test_another_number_of_columns_than_is_declared_is_rejected(few: Case, width: int) -> None:
+    """A shape that is computed on the way is not seen before the model runs."""
+    model = onnx.load(few.model)
+    (last,) = (node for node in model.graph.node if "logits" in node.output)
+    last.output[:] = ["raw"]
+    softmax = list(model.graph.node).index(next(node for node in model.graph.node if node.op_type == "Softmax"))
+    halves = np.array([-0.5, width / 2], np.float32)
+    for name, values in (("mixing", np.eye(10, width, dtype=np.float32)), ("halves", halves)):
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    nodes = [
+        helper.make_node("MatMul", ["raw", "mixing"], ["mixed"]),
+        helper.make_node("Add", ["halves", "halves"], ["sides"]),
+        helper.make_node("Cast", ["sides"], ["shape"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["mixed", "shape"], ["logits"]),
+    ]
+    rest = list(model.graph.node)[softmax:]
+    del model.graph.node[softmax:]
+    model.graph.node.extend([*nodes, *rest])
+    assert f"shape (1, {width}) for 1 images" in rejected(few, model.SerializeToString(), "batch sizes")
+
+
+def test_the_bytes_do_not_choose_in_which_format_they_are_read(few: Case) -> None:
+    """ORTM as the fifth to eighth byte is how ONNX Runtime knows a file of its own format."""
+    model = onnx.load(few.model)
+    model.producer_name = "ORTM"
+    content = model.SerializeToString()
+    assert content[4:8] == b"ORTM"
+    assert few.examine(content).passed
+
+
 def test_a_batch_that_is_baked_in_is_rejected(few: Case) -> None:
     def bake(model: ModelProto) -> None:
         reshape = next(node for node in model.graph.node if node.op_type == "Reshape")

@@ -29,7 +29,6 @@ from hostile import (
 from test_inference_predict import draw
 from test_inference_session import saved, tiny_model
 
-from toolkit.classes import CLASS_NAMES
 from toolkit.inference.model_file import MAX_MODEL_BYTES, SHIPPED_MODEL
 from toolkit.inference.predict import expand
 from toolkit.training import drawn
@@ -104,8 +103,9 @@ def test_models(reader: str, case: str, refused: Callable[..., str], tmp_path: P
 @pytest.mark.parametrize("reader", ["predict", "verify", "evaluate"])
 def test_a_model_that_asks_for_64_gib(reader: str, cifar: Cifar, tmp_path: Path) -> None:
     """With no limit set from outside: the toolkit's own is what refuses."""
-    identity = data_identity("demo", find_data("demo").train())
-    claims = {"class_names": json.dumps(CLASS_NAMES), "data": json.dumps(identity)}
+    source = find_data("demo")
+    identity = data_identity("demo", source.train())
+    claims = {"class_names": json.dumps(source.class_names), "data": json.dumps(identity)}
     saved(tmp_path, with_a_product(2**17, claims=claims))
     commands = {
         "predict": ["predict", draw(tmp_path / "picture.png"), "--model", "model.onnx"],
@@ -122,6 +122,14 @@ def test_what_a_model_says_of_its_data_is_no_more_than_text(refused: Callable[..
     for claim in ('{"name": 5, "train_sha256": 7}', "[" * 100_000, '{"name": "demo"}', "5", '{"name": "\\ud800"}'):
         saved(tmp_path, tiny_model(metadata={"class_names": names, "data": claim}))
         assert "was trained on" in refused("evaluate", "model.onnx", "--data", "demo")
+
+
+def test_names_in_another_order_are_not_believed(refused: Callable[..., str], tmp_path: Path) -> None:
+    """Else the figures of one class would stand under the name of another."""
+    source = find_data("demo")
+    identity, names = data_identity("demo", source.train()), source.class_names[::-1]
+    saved(tmp_path, tiny_model(metadata={"class_names": json.dumps(names), "data": json.dumps(identity)}))
+    assert f"names its outputs {', '.join(names)}" in refused("evaluate", "model.onnx", "--data", "demo")
 
 
 # Checkpoints

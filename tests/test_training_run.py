@@ -6,7 +6,7 @@ import pytest
 
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.training.recipe import Recipe
-from toolkit.training.run import create_run, newest_finished_run, open_run
+from toolkit.training.run import RunFolder, create_run, newest_finished_run, open_run
 
 
 def test_folders_are_numbered_and_never_overwritten(tmp_path):
@@ -41,3 +41,10 @@ def test_the_newest_finished_run(tmp_path):
     assert newest_finished_run(root=tmp_path) == second
     with pytest.raises(ToolkitError, match="is not finished: `cifar train --resume"):
         third.read_summary()
+
+
+def test_a_damaged_summary_is_said_to_be_damaged(tmp_path):
+    run = RunFolder(tmp_path)
+    run.summary.write_text('{"best": ')
+    with pytest.raises(ToolkitError, match="is damaged"):
+        run.read_summary()

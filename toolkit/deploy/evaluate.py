@@ -10,7 +10,7 @@ import torch
 
 from toolkit.deploy import graph
 from toolkit.deploy.metadata import claims_of
-from toolkit.errors import UsageError
+from toolkit.errors import ToolkitError, UsageError
 from toolkit.inference.session import Session, open_model
 from toolkit.names import display
 from toolkit.regular_file import open_regular
@@ -32,7 +32,7 @@ def evaluate(path: Path, *, source: DataSource, provider: str = "auto", device: 
         device: for a checkpoint alone, the torch device; the network is computed in float32.
 
     Raises:
-        ToolkitError: no such file, not a model, or a model of other data.
+        ToolkitError: no such file, not a model, or a model of other data or with other names for its outputs.
         UsageError: no such provider or device, or one for the other kind of file.
     """
     if _is_checkpoint(path):
@@ -47,6 +47,11 @@ def evaluate(path: Path, *, source: DataSource, provider: str = "auto", device: 
         raise UsageError(f"{display(path)} is an ONNX file, which ONNX Runtime runs: choose a provider, not a device")
     session = open_model(path, provider=provider)
     require_same_data(_identity(session.metadata), data_identity(source.name, source.train()), what=str(path))
+    if session.class_names != source.class_names:
+        raise ToolkitError(
+            f"{display(path)}: names its outputs {', '.join(session.class_names)}, but the labels of {source.name} are "
+            f"{', '.join(source.class_names)}, in this order"
+        )
     test = source.test()
     return measure(_onnx_logits(session, test), test.labels, session.class_names)
 

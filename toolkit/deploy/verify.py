@@ -202,26 +202,29 @@ def _check_answers(gate: _Gate, content: bytes, exam: Exam, *, progress: Callabl
     )
     gate.learn(test_images=images, required_correct=required_correct(gate.figures.min_accuracy, images))
     progress(f"ONNX Runtime ({gate.figures.provider}): {images:,} test images")
-    logits, probabilities = _answers(gate, content, exam.images)
+    logits, probabilities = _answers(gate, content, exam.images, classes=len(exam.class_names))
     _check_outputs(gate, logits, probabilities)
     _check_parity(gate, logits, exam)
     _check_accuracy(gate, logits[RANDOM_COUNT:], exam)
 
 
-def _answers(gate: _Gate, content: bytes, images: NDArray[np.uint8]) -> tuple[Float32, Float32]:
-    """Logits and probabilities of all images, float32 (N, 10) each: the random ones in batches of different sizes."""
+def _answers(gate: _Gate, content: bytes, images: NDArray[np.uint8], *, classes: int) -> tuple[Float32, Float32]:
+    """Logits and probabilities of all images, float32 (N, 10) each: the random ones in batches of different sizes.
+
+    What shapes the file declares has been looked at before; these are the shapes that it gives.
+    """
     session = _open(gate, content)
     rest = len(images) - RANDOM_COUNT
     sizes = [*RANDOM_BATCHES, *[TEST_BATCH] * (rest // TEST_BATCH), *[rest % TEST_BATCH] * (rest % TEST_BATCH > 0)]
     answers = []
-    name, limit = "batch sizes", "one row per image, for any number of images"
+    name, limit = "batch sizes", f"one row of {classes} per image, for any number of images"
     for batch in np.split(images, np.cumsum(sizes)[:-1]):
         feed = batch if gate.figures.input == "uint8-nhwc" else pixels(batch).numpy()
         try:
             outputs = session.run([graph.LOGITS, graph.PROBABILITIES], {graph.IMAGES: feed})
         except Exception as error:  # ONNX Runtime's errors have no common base
             gate.reject(name, found=f"with {len(batch)} images: {_first_line(error)}", limit=limit)
-        if wrong := [output.shape for output in outputs if len(output.shape) != 2 or len(output) != len(batch)]:
+        if wrong := [output.shape for output in outputs if output.shape != (len(batch), classes)]:
             gate.reject(name, found=f"shape {wrong[0]} for {len(batch)} images", limit=limit)
         answers.append(outputs)
     gate.require(True, name, found=", ".join(map(str, sorted(set(sizes)))), limit=limit)
@@ -240,6 +243,8 @@ def _open(gate: _Gate, content: bytes) -> onnxruntime.InferenceSession:
         raise ToolkitError(f"this ONNX Runtime has no {provider}; it has {_some(available)}")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised, and reported once
+    # Not its own format, whatever the bytes say: it must run what was looked at as ONNX.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     with_options: list[Any] = [provider]
     if gate.figures.provider == "cpu":
         limit_memory(options)

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import replacing
+from toolkit.names import display
 from toolkit.regular_file import open_regular
 from toolkit.training.recipe import Recipe, load_recipe
 
@@ -125,12 +126,20 @@ class RunFolder:
             temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
     def read_summary(self) -> dict[str, Any]:
-        """The final figures. Raises `ToolkitError` where the run is not finished."""
+        """The final figures. Raises `ToolkitError` where the run is not finished, or the file cannot be read."""
         if not self.is_finished:
             raise ToolkitError(
                 f"the run {self.path} is not finished: `cifar train --resume {self.path}` goes on with it"
             )
-        values: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+        with open_regular(self.summary, max_bytes=MAX_METRICS_BYTES) as file:
+            content = file.read(MAX_METRICS_BYTES)
+        try:
+            values: dict[str, Any] = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise ToolkitError(
+                f"{self.summary} is damaged ({display(str(error))}): remove it, and `cifar train --resume {self.path}` "
+                "writes it anew"
+            ) from error
         return values
 
 

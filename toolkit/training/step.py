@@ -83,7 +83,7 @@ class TrainingStep:
         self.average = average
         self.note = note
         self.seconds_compiling = 0.0
-        self._sums = torch.zeros(2, device=labels.device)  # loss and right answers, each times images
+        self._sums = torch.zeros(2, device=labels.device)  # loss times images, and right answers
         self._rate = torch.zeros((), device=labels.device)
         self._batch_size = recipe.batch_size
         networks = [network] if teacher is None else [network, teacher]
