@@ -117,10 +117,11 @@ def train(
         bool, typer.Option("--tensorboard", help="Also log for TensorBoard in the run folder.")
     ] = False,
     json_output: Json = False,
-    optimizer: Annotated[str | None, _flag("SGD or Adam.")] = None,
-    momentum: Annotated[float | None, _flag("SGD's momentum; Adam's beta1.")] = None,
+    optimizer: Annotated[str | None, _flag("SGD, Adam or Muon.")] = None,
+    momentum: Annotated[float | None, _flag("Momentum of SGD and Muon; Adam's beta1.")] = None,
     nesterov: Annotated[bool | None, _flag("SGD only: Nesterov's form of the momentum.")] = None,
     learning_rate: Annotated[float | None, _flag("The highest learning rate of the run.")] = None,
+    sgd_learning_rate: Annotated[float | None, _flag("Muon only: the highest rate of all but convolutions.")] = None,
     lr_schedule: Annotated[str | None, _flag("cosine_annealing, step_decay or linear.")] = None,
     lr_milestones: Annotated[str | None, _flag("step_decay: the epochs, such as 75,113.")] = None,
     lr_gamma: Annotated[float | None, _flag("step_decay: the factor at each milestone.")] = None,

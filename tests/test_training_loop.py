@@ -21,9 +21,10 @@ from toolkit.training.augment import normalised
 from toolkit.training.checkpoint import load_checkpoint
 from toolkit.training.data import Images
 from toolkit.training.loop import crop_size_of, split_images, train
+from toolkit.training.optimizers import make_optimizer
 from toolkit.training.recipe import Recipe
 from toolkit.training.run import create_run, newest_finished_run, open_run
-from toolkit.training.step import TrainingStep, make_optimizer
+from toolkit.training.step import TrainingStep
 
 
 def run_all(recipe, source, root, **options):
@@ -81,8 +82,9 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path, source, recipe):
     assert not same_weights(weights_of(first.last), weights_of(third.last))
 
 
-@pytest.mark.parametrize("boundary", [0, 1, 2])
-def test_resume_is_exact_from_every_epoch_boundary(tmp_path, source, recipe, boundary):
+@pytest.mark.parametrize(("optimizer", "boundary"), [("SGD", 0), ("SGD", 1), ("SGD", 2), ("Adam", 1), ("Muon", 1)])
+def test_resume_is_exact_from_every_epoch_boundary(tmp_path, source, recipe, optimizer, boundary):
+    recipe = recipe.replaced({"optimizer": optimizer, "learning_rate": {"Adam": 1e-3}.get(optimizer, 0.05)})
     whole, records = run_all(recipe, source, tmp_path)
     run = create_run(recipe, stem="broken", root=tmp_path)
     epochs = train(recipe, source=source, run=run, device="cpu")

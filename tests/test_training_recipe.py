@@ -69,7 +69,7 @@ def test_every_key_survives_toml(tmp_path):
             "unknown key 'data_augmentation.cutout'; the keys are random_crop, crop_p",
         ),
         ({"run": {"model": "vgg"}}, "run.model must be one of resnet20, resnet20-wide, resnet32, m6, not 'vgg'"),
-        ({"optimizer": "sgd"}, "optimizer must be one of SGD, Adam, not 'sgd'"),
+        ({"optimizer": "sgd"}, "optimizer must be one of SGD, Adam, Muon, not 'sgd'"),
         ({"lr_schedule": "exponential"}, "lr_schedule must be one of cosine_annealing, step_decay, linear"),
         ({"lr_schedule": "cosine_annealing_90ep"}, "'cosine_annealing_90ep', but epochs is 150: make them agree"),
         ({"epochs": 0}, "epochs must be a whole number from 1 to 1000000, not 0"),

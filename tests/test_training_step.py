@@ -11,9 +11,10 @@ from models import build_model
 from toolkit.training.augment import padded
 from toolkit.training.capture import WARM_UP_STEPS, CapturedStep
 from toolkit.training.loop import train
+from toolkit.training.optimizers import make_optimizer
 from toolkit.training.recipe import Recipe
 from toolkit.training.run import create_run
-from toolkit.training.step import TrainingStep, make_optimizer
+from toolkit.training.step import TrainingStep
 
 PLAIN = {"random_crop": False, "horizontal_flip": False, "mixup_alpha": 0.0}
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

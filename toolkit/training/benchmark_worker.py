@@ -39,8 +39,9 @@ class Ours:
         from models import build_model
         from toolkit.training.augment import padded
         from toolkit.training.device import keep_freed_memory, let_cudnn_choose, use_available_cores
+        from toolkit.training.optimizers import make_optimizer
         from toolkit.training.recipe import Recipe
-        from toolkit.training.step import TrainingStep, make_optimizer
+        from toolkit.training.step import TrainingStep
 
         if spec["keeps_freed_memory"]:
             keep_freed_memory()

@@ -37,11 +37,12 @@ from toolkit.training.device import (
 from toolkit.training.distillation import require_fitting, teacher_identity
 from toolkit.training.metrics import Metrics, compute_logits, measure
 from toolkit.training.mode import choose_mode
+from toolkit.training.optimizers import make_optimizer
 from toolkit.training.plots import plot_confusion, plot_curves
 from toolkit.training.recipe import Recipe
 from toolkit.training.run import RunFolder
 from toolkit.training.schedule import learning_rate
-from toolkit.training.step import TrainingStep, make_optimizer
+from toolkit.training.step import TrainingStep
 
 SPLIT_SEED = 0  # the same validation images in every run, so that runs can be compared image by image
 

@@ -58,10 +58,13 @@ class Run:
 class Recipe:
     """All hyperparameters of a run. The defaults are those of the preset `reference`."""
 
-    optimizer: str = _key("SGD", "the optimiser", choices=("SGD", "Adam"))
-    momentum: float = _key(0.9, "SGD's momentum; Adam's beta1", low=0, high=0.9999)
+    optimizer: str = _key("SGD", "the optimizer", choices=("SGD", "Adam", "Muon"))
+    momentum: float = _key(0.9, "momentum of SGD and Muon; Adam's beta1", low=0, high=0.9999)
     nesterov: bool = _key(False, "SGD only: Nesterov's form of the momentum")
     learning_rate: float = _key(0.05, "the highest learning rate of the run", low=0)
+    sgd_learning_rate: float = _key(
+        0.1, "Muon only: the highest learning rate of all but the convolutions, which SGD trains", low=0
+    )
     lr_schedule: str = _key("cosine_annealing", "how the learning rate falls", choices=SCHEDULES)
     lr_milestones: tuple[int, ...] = _key((), "step_decay: the epochs after which the rate is multiplied by lr_gamma")
     lr_gamma: float = _key(0.1, "step_decay: the factor at each milestone", low=0, high=1)

@@ -17,27 +17,6 @@ from toolkit.training.distillation import distillation_loss
 from toolkit.training.recipe import Recipe
 
 
-def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser; weight decay acts on convolution and linear weights, not on biases or BatchNorm.
-
-    The learning rate is a tensor, so that a step can change it without being compiled or captured anew.
-    """
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    not_decayed = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
-        {"params": not_decayed, "weight_decay": 0.0},
-    ]
-    device = decayed[0].device
-    learning_rate = torch.tensor(recipe.learning_rate, device=device)
-    fused = device.type in ("cuda", "cpu")
-    if recipe.optimizer == "Adam":
-        capturable = device.type == "cuda"  # SGD's fused kernel needs no such word
-        betas = (recipe.momentum, 0.999)
-        return torch.optim.Adam(groups, lr=learning_rate, betas=betas, fused=fused, capturable=capturable)
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
-
-
 class TrainingStep:
     """Augment a batch, run it forward and backward, update the weights; call it with the batch's indices.
 
@@ -84,7 +63,7 @@ class TrainingStep:
         self.note = note
         self.seconds_compiling = 0.0
         self._sums = torch.zeros(2, device=labels.device)  # loss times images, and right answers
-        self._rate = torch.zeros((), device=labels.device)
+        self._rates = [torch.zeros((), device=labels.device) for _ in optimizer.param_groups]
         self._batch_size = recipe.batch_size
         networks = [network] if teacher is None else [network, teacher]
         self._compiled = {each: torch.compile(each, dynamic=False) for each in networks} if "compiled" in mode else {}
@@ -101,9 +80,9 @@ class TrainingStep:
 
     def __call__(self, indices: Tensor, learning_rate: float, *, crop_size: int = 32) -> None:
         """Train on the images at `indices`, int64 (B,), cropped to `crop_size` pixels a side."""
-        self._rate.fill_(learning_rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate  # again each time: an optimiser's state that is loaded brings its own, on the CPU
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            rate.fill_(learning_rate * group["lr_scale"])
+            group["lr"] = rate  # at each step, because a loaded optimizer state brings its own tensor, on the CPU
         if self.average is not None:
             self.average.next_step()
         if self._compiled and len(indices) == self._batch_size and crop_size not in self._compiled_crops:
