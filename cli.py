@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -112,7 +112,10 @@ def train(
         typer.Option(help="Train seeds 0 to N-1, and report mean and spread. Given again, it goes on.", min=1),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
-    step: Annotated[str, typer.Option(help="Kind of step: auto, eager, compiled, graph or compiled-graph.")] = "auto",
+    step: Annotated[
+        Literal["auto", "eager", "graph"],
+        typer.Option(help="Kind of step: auto, eager or graph (captured as CUDA graphs)."),
+    ] = "auto",
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also log for TensorBoard in the run folder.")
     ] = False,
@@ -232,7 +235,7 @@ def _train_run(
     source: Any,
     teacher: Any,
     device: str,
-    step: str,
+    step: Any,
     tensorboard: bool,
     suggest_fast: bool,
     go_on: list[str],
@@ -588,7 +591,7 @@ def bench_train(
     batch_size: Annotated[
         list[int] | None, typer.Option(help="Images a step; may be given more than once. [default: 128, 32, 512]")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="One short round, and nothing that is compiled.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="One short round.")] = False,
     json_output: Json = False,
 ) -> None:
     """Our training steps beside the conventional loop, on random images of CIFAR-10's size."""

@@ -104,18 +104,11 @@ def test_captured_steps_give_the_eager_losses():
     assert graphs.replays > 0
 
 
-def test_compiled_steps_give_the_eager_losses():
-    step = taught_step(mode="compiled")
-    assert losses_of(step) == pytest.approx(losses_of(taught_step()), rel=1e-4)
-    assert step._compiled_crops == {32}
-
-
 @needs_cuda
-@pytest.mark.parametrize("mode", ["graph", "compiled", "compiled-graph"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_on_cuda_every_kind_of_step_gives_the_eager_losses(mode, dtype):
+def test_on_cuda_captured_steps_give_the_eager_losses(dtype):
     notes = []
-    step = taught_step(device="cuda", dtype=dtype, mode=mode, note=notes.append)
+    step = taught_step(device="cuda", dtype=dtype, mode="graph", note=notes.append)
     expected = losses_of(taught_step(device="cuda", dtype=dtype))
     assert losses_of(step) == pytest.approx(expected, rel=2e-2 if dtype == torch.bfloat16 else 1e-3)
     assert notes == []

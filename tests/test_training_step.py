@@ -1,4 +1,4 @@
-"""The step: eager, compiled and captured do the same; what is random stays random; what cannot be done is said."""
+"""Eager and captured steps, and the check that rejects recordings which differ from the eager step."""
 
 import copy
 
@@ -7,14 +7,14 @@ import torch
 from conftest import coloured_images
 from torch import nn
 
-from models import build_model
+from toolkit.errors import UsageError
 from toolkit.training.augment import padded
-from toolkit.training.capture import WARM_UP_STEPS, CapturedStep
+from toolkit.training.capture import WARM_UP_STEPS
 from toolkit.training.loop import train
 from toolkit.training.optimizers import make_optimizer
 from toolkit.training.recipe import Recipe
 from toolkit.training.run import create_run
-from toolkit.training.step import TrainingStep
+from toolkit.training.step import TrainingStep, choose_mode
 
 PLAIN = {"random_crop": False, "horizontal_flip": False, "mixup_alpha": 0.0}
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -56,10 +56,11 @@ def losses_of(step, *, steps=6, size=8, seed=1, crop_size=32):
 
 
 class FakeGraphs:
-    """Records a step by keeping it; while it records, the step must not run."""
+    """A recorder without a GPU: it keeps the step and runs it at each replay, after `before_replay`."""
 
-    def __init__(self, *, fails: bool = False) -> None:
-        self.fails, self.eager_steps, self.recordings, self.replays = fails, 0, 0, 0
+    def __init__(self, *, fails: bool = False, before_replay=lambda: None, repeats: int = 1) -> None:
+        self.fails, self.before_replay, self.repeats = fails, before_replay, repeats
+        self.eager_steps, self.recordings, self.replays = 0, 0, 0
 
     def run(self, work):
         self.eager_steps += 1
@@ -72,18 +73,20 @@ class FakeGraphs:
 
         def replay():
             self.replays += 1
-            work()
+            self.before_replay()
+            for _ in range(self.repeats):
+                work()
 
         return replay
 
 
 def captured(step, graphs, notes=None):
-    """The step with a stand-in for CUDA's graphs."""
-    step._captured = CapturedStep(
-        step._update, batch_size=8, device=torch.device("cpu"), recorder=graphs,
-        before_recording=lambda: step.optimizer.zero_grad(set_to_none=True), note=(notes or []).append,
-    )  # fmt: skip
+    """The step with a stand-in for CUDA graphs."""
+    step._captured = step._capture(graphs, ([] if notes is None else notes).append)
     return step
+
+
+CHECKS = 2  # replays and eager steps that the check of one recording makes
 
 
 def test_captured_steps_give_the_eager_losses_and_warm_up_counts_as_training():
@@ -91,7 +94,8 @@ def test_captured_steps_give_the_eager_losses_and_warm_up_counts_as_training():
     expected = losses_of(make_step())
     assert losses_of(captured(make_step(), graphs)) == expected
     assert expected[0] != expected[-1]
-    assert (graphs.eager_steps, graphs.recordings, graphs.replays) == (WARM_UP_STEPS, 1, 6 - WARM_UP_STEPS)
+    assert (graphs.eager_steps, graphs.recordings) == (WARM_UP_STEPS + CHECKS, 1)
+    assert graphs.replays == 6 - WARM_UP_STEPS + CHECKS
 
 
 def test_one_recording_a_crop_size_and_a_partial_batch_runs_eagerly():
@@ -99,10 +103,10 @@ def test_one_recording_a_crop_size_and_a_partial_batch_runs_eagerly():
     step = captured(make_step(), graphs)
     for crop_size in (24, 32, 24, 32):
         losses_of(step, crop_size=crop_size)
-    assert (graphs.recordings, graphs.eager_steps) == (2, 2 * WARM_UP_STEPS)
+    assert (graphs.recordings, graphs.eager_steps) == (2, 2 * (WARM_UP_STEPS + CHECKS))
     assert set(step._captured.replays) == {24, 32}
     losses_of(step, steps=2, size=5)
-    assert (graphs.recordings, graphs.eager_steps) == (2, 2 * WARM_UP_STEPS + 2)
+    assert (graphs.recordings, graphs.eager_steps) == (2, 2 * (WARM_UP_STEPS + CHECKS) + 2)
 
 
 def test_every_replay_draws_anew_and_uses_the_rate_of_its_step():
@@ -121,64 +125,73 @@ def test_every_replay_draws_anew_and_uses_the_rate_of_its_step():
     assert not torch.equal(before["0.weight"], step.network.state_dict()["0.weight"])
 
 
-def test_where_recording_fails_the_steps_go_on_eagerly_and_it_is_said_once():
-    notes = []
-    graphs = FakeGraphs(fails=True)
-    step = make_step()
-    step._captured = CapturedStep(
-        step._update, batch_size=8, device=torch.device("cpu"), recorder=graphs, before_recording=lambda: None,
-        note=notes.append,
-    )  # fmt: skip
+def test_steps_are_eager_where_recording_fails_with_one_note():
+    notes, graphs = [], FakeGraphs(fails=True)
+    step = captured(make_step(), graphs, notes)
     assert losses_of(step) == losses_of(make_step())
-    assert (graphs.recordings, graphs.eager_steps) == (1, 6)
+    assert (graphs.recordings, graphs.eager_steps, step.mode) == (1, 6, "eager")
     assert notes == [
-        "the steps run one kernel at a time: they cannot be captured here "
+        "steps run eagerly, one kernel at a time: they cannot be captured here "
         "(operation not permitted when stream is capturing)"
     ]
+
+
+def stale_batch(step):
+    return FakeGraphs(before_replay=lambda: step._captured.indices.fill_(3))
+
+
+def stale_learning_rate(step):
+    return FakeGraphs(before_replay=lambda: step._set_learning_rate(0.1))
+
+
+def frozen_random_numbers(step):
+    return FakeGraphs(before_replay=lambda: torch.manual_seed(7))
+
+
+def skipped_update(step):
+    return FakeGraphs(repeats=0)
+
+
+def repeated_update(step):
+    return FakeGraphs(repeats=2)
+
+
+def changed_running_mean(step):
+    return FakeGraphs(before_replay=lambda: step.network[1].running_mean.add_(1))
+
+
+CHEATS = [
+    stale_batch,
+    stale_learning_rate,
+    frozen_random_numbers,
+    skipped_update,
+    repeated_update,
+    changed_running_mean,
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "Muon"])
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_a_recording_that_differs_from_the_eager_step_is_not_used(cheat, optimizer, dtype):
+    notes, options = [], {"recipe": {"optimizer": optimizer}, "augmentation": {"mixup_alpha": 0.2}, "dtype": dtype}
+    step = make_step(**options)
+    losses = losses_of(captured(step, cheat(step), notes))
+    assert len(notes) == 1
+    assert notes[0].startswith("steps run eagerly, one kernel at a time: a replay did not do what the eager step does")
+    expected = make_step(**options)
+    assert losses == losses_of(expected)  # neither the check nor the recording left a trace
+    assert all(map(torch.equal, step._state(), expected._state()))
     assert step.mode == "eager"
 
 
-def test_compiled_steps_give_the_eager_losses():
-    expected = losses_of(make_step())
-    step = make_step(mode="compiled")
-    assert losses_of(step) == pytest.approx(expected, rel=1e-4)
-    assert step._compiled_crops == {32}
-    assert step.seconds_compiling > 0
-    assert step.mode == "compiled"
-
-
-def test_compiling_leaves_no_trace_in_the_run(monkeypatch):
-    """The trial batch moves neither the weights, nor BatchNorm's statistics, nor the random numbers."""
-    monkeypatch.setattr(torch, "compile", lambda network, **options: network)
-    augmented = {"mixup_alpha": 0.2}
-    network = build_model("resnet20", dropout_rate=0.3)
-    again = copy.deepcopy(network)
-    expected = make_step(network, augmentation=augmented)
-    step = make_step(again, augmentation=augmented, mode="compiled")
-    assert losses_of(step, steps=2) == losses_of(expected, steps=2)
-    states = (step.network.state_dict(), expected.network.state_dict())
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-
-
-def test_partial_batches_are_not_compiled():
-    step = make_step(mode="compiled", batch_size=8)
-    losses_of(step, steps=1, size=5)
-    assert step.seconds_compiling == 0
-
-
-def test_where_the_compiler_fails_the_steps_are_eager_and_it_is_said_once(monkeypatch):
-    def compile(network, **options):
-        def fail(images):
-            raise OSError("no compiler\nsecond line")
-
-        return fail
-
-    monkeypatch.setattr(torch, "compile", compile)
-    notes = []
-    step = make_step(mode="compiled", note=notes.append)
-    assert losses_of(step) == losses_of(make_step())
-    assert notes == ["the steps are not compiled: the compiler failed (OSError: no compiler)"]
-    assert step.mode == "eager"
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "Muon"])
+def test_the_check_leaves_no_trace_in_the_run(optimizer):
+    options = {"recipe": {"optimizer": optimizer}, "augmentation": {"mixup_alpha": 0.2}}
+    notes, step, expected = [], make_step(**options), make_step(**options)
+    assert losses_of(captured(step, FakeGraphs(), notes)) == losses_of(expected)
+    assert all(map(torch.equal, step._state(), expected._state()))
+    assert (notes, step.mode) == ([], "graph")
 
 
 def test_the_rate_reaches_the_optimiser_after_its_state_was_loaded():
@@ -189,26 +202,25 @@ def test_the_rate_reaches_the_optimiser_after_its_state_was_loaded():
     assert [group["lr"].item() for group in step.optimizer.param_groups] == pytest.approx([0.025, 0.025])
 
 
-def test_the_loop_says_which_steps_it_takes(tmp_path, source, recipe):
-    notes = []
-    run = create_run(recipe.replaced({"epochs": 1}), stem="run", root=tmp_path)
-    list(train(run.recipe(), source=source, run=run, device="cpu", mode="graph", note=notes.append))
-    assert notes == ["only CUDA captures graphs, so the steps on cpu are eager"]
-    assert run.read_summary()["step"] == "eager"
+def test_graphs_are_the_default_on_cuda_and_refused_elsewhere(tmp_path, source, recipe):
+    assert choose_mode("auto", torch.device("cuda")) == "graph"
+    assert choose_mode("auto", torch.device("cpu")) == "eager"
+    run = create_run(recipe, stem="run", root=tmp_path)
+    with pytest.raises(UsageError, match="only CUDA captures graphs: use --step eager or auto on cpu"):
+        list(train(recipe, source=source, run=run, device="cpu", mode="graph"))
 
 
 @needs_cuda
-@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
-@pytest.mark.parametrize("mode", ["graph", "compiled", "compiled-graph"])
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "Muon"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_on_cuda_every_kind_of_step_gives_the_eager_losses(mode, optimizer, dtype):
+def test_on_cuda_captured_steps_give_the_eager_losses(optimizer, dtype):
     notes = []
     recipe = {"optimizer": optimizer}
     expected = losses_of(make_step(device="cuda", dtype=dtype, recipe=recipe))
-    step = make_step(device="cuda", dtype=dtype, recipe=recipe, mode=mode, note=notes.append)
+    step = make_step(device="cuda", dtype=dtype, recipe=recipe, mode="graph", note=notes.append)
     assert losses_of(step) == pytest.approx(expected, rel=2e-2 if dtype == torch.bfloat16 else 1e-3)
     assert notes == []
-    assert step._captured is None or set(step._captured.replays) == {32}
+    assert set(step._captured.replays) == {32}
 
 
 @needs_cuda

@@ -37,7 +37,7 @@ class Variant:
 
     Attributes:
         batch_size: images a step.
-        step: "conventional", or a mode of `toolkit.training.mode`.
+        step: "conventional", "eager" or "graph".
         precision: "float32" or "bfloat16", of the forward pass.
         keeps_freed_memory: whether the C library keeps freed activations (`toolkit.training.device`).
     """
@@ -112,7 +112,7 @@ def bench_train(
     Args:
         device: "auto", or a torch device.
         batch_sizes: in the order in which they are measured.
-        quick: one short round, and nothing that is compiled.
+        quick: one short round.
         images: how many random images there are.
         progress: told what is being measured.
 
@@ -128,7 +128,7 @@ def bench_train(
     for batch_size in batch_sizes:
         with tempfile.TemporaryDirectory(prefix="cifar-bench-", ignore_cleanup_errors=True) as cache:
             group = _Group(chosen, images=images, cache=cache, started=start, progress=progress or (lambda text: None))
-            rows += group.measure(variants(chosen, batch_size, quick=quick), quick=quick)
+            rows += group.measure(variants(chosen, batch_size), quick=quick)
     return TrainingBenchmark(
         device=device_name(chosen),
         cores=available_cores(),
@@ -141,24 +141,16 @@ def bench_train(
     )
 
 
-def variants(device: torch.device, batch_size: int, *, quick: bool = False) -> list[Variant]:
+def variants(device: torch.device, batch_size: int) -> list[Variant]:
     """What is measured on a device: the conventional loop first, then ours from the plainest to the most elaborate."""
     native = str(choose_dtype("auto", device)).removeprefix("torch.")
     found = [Variant(batch_size, "conventional", "float32", keeps_freed_memory=False)]
     found += [Variant(batch_size, "eager", precision) for precision in dict.fromkeys(["float32", native])]
     if device.type == "cuda":
         found.append(Variant(batch_size, "graph", native))
-    if not quick:
-        found += [Variant(batch_size, "compiled", precision) for precision in _compiled_precisions(device, native)]
-        if device.type == "cuda":
-            found.append(Variant(batch_size, "compiled-graph", native))
     if device.type == "cpu" and sys.platform == "linux":
         found.append(Variant(batch_size, "eager", native, keeps_freed_memory=False))
     return found
-
-
-def _compiled_precisions(device: torch.device, native: str) -> list[str]:
-    return [native] if device.type == "cuda" else list(dict.fromkeys(["float32", native]))
 
 
 class _Group:

@@ -1,11 +1,10 @@
 """Training steps as CUDA graphs: the first steps of a shape run eagerly, one is recorded, the rest are replayed.
 
-A ResNet-20 step is hundreds of kernels of a few microseconds: launched one by one from Python, the device waits. A
-graph launches them all at once. Random numbers stay fresh: a recorded graph reads the seed and the offset of the
-device's default generator anew at each replay, and moves the offset on as the eager step does. That holds for
-`torch._sample_dirichlet` too: by its source, its kernel takes the generator's state as rand's and dropout's do.
+A ResNet-20 step is hundreds of kernels of a few microseconds: launched one by one from Python, they leave the device
+idle most of the time. A graph launches them all at once. Random numbers stay fresh: a recorded graph reads the seed and
+the offset of the device's default generator at each replay, and advances the offset as the eager step does.
 
-Written after torch's documentation and sources; it has not run on a GPU yet.
+Not yet run on a GPU. `replay_check` compares each recording with the eager step before it is used.
 """
 
 from collections.abc import Callable
@@ -13,6 +12,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from toolkit.training.replay_check import ReplayCheck
 
 WARM_UP_STEPS = 3  # as torch's documentation advises: libraries choose their algorithms and allocate their workspaces
 
@@ -62,18 +63,20 @@ class CudaGraphs:
 
 
 class CapturedStep:
-    """Calls `step(indices, crop_size)`, by replay where it can.
+    """Calls `step(indices, crop_size)`, by replay where possible.
 
-    Warm-up steps are real steps of the run. A batch of another size than `batch_size`, which is an epoch's last one,
-    always runs eagerly.
+    Warm-up steps are real steps of the run. A batch of another size than `batch_size`, an epoch's last one, always
+    runs eagerly. A recording is used only after `check` has found that it does what the eager step does.
 
     Args:
-        step: the whole step, augmentation to optimiser, without a wait for the device.
+        step: the whole step, augmentation to optimizer, without a wait for the device.
         batch_size: images in a full batch.
-        device: where the indices lie.
-        recorder: `CudaGraphs`, or the tests' stand-in.
+        device: where the indices are.
+        recorder: `CudaGraphs`, or a stand-in for tests.
+        check: compares a recording with the eager step.
         before_recording: called before each recording.
-        note: told once when steps cannot be recorded; they then go on eagerly.
+        note: called once with the reason if steps cannot be recorded or a recording fails the check; all further
+            steps are then eager.
     """
 
     def __init__(
@@ -83,28 +86,36 @@ class CapturedStep:
         batch_size: int,
         device: torch.device,
         recorder: Recorder,
+        check: ReplayCheck,
         before_recording: Callable[[], None],
         note: Callable[[str], None],
     ) -> None:
-        self.step, self.recorder, self.before_recording, self.note = step, recorder, before_recording, note
-        self.indices = torch.zeros(batch_size, dtype=torch.int64, device=device)  # what the graphs read
+        self.step, self.recorder, self.check = step, recorder, check
+        self.before_recording, self.note = before_recording, note
+        self.indices = torch.zeros(batch_size, dtype=torch.int64, device=device)  # the graphs read these
         self.replays: dict[int, Callable[[], None]] = {}  # by crop size
         self.warmed_up: dict[int, int] = {}
         self.can_record = True
 
     def __call__(self, indices: Tensor, crop_size: int) -> None:
-        if len(indices) != len(self.indices) or not self._recorded(crop_size):
-            self.recorder.run(lambda: self.step(indices, crop_size))
-            return
+        if len(indices) == len(self.indices) and self._is_recorded(indices, crop_size):
+            self._replay(indices, crop_size)
+        else:
+            self._run_eagerly(indices, crop_size)
+
+    def _replay(self, indices: Tensor, crop_size: int) -> None:
         self.indices.copy_(indices)
         self.replays[crop_size]()
 
-    def _recorded(self, crop_size: int) -> bool:
-        """Whether this shape can be replayed now; counts warm-up steps, and records when there were enough."""
-        if crop_size in self.replays:
-            return True
+    def _run_eagerly(self, indices: Tensor, crop_size: int) -> None:
+        self.recorder.run(lambda: self.step(indices, crop_size))
+
+    def _is_recorded(self, indices: Tensor, crop_size: int) -> bool:
+        """Whether this crop size can be replayed now; counts warm-up steps, and records after enough of them."""
         if not self.can_record:
             return False
+        if crop_size in self.replays:
+            return True
         if self.warmed_up.setdefault(crop_size, 0) < WARM_UP_STEPS:
             self.warmed_up[crop_size] += 1
             return False
@@ -112,12 +123,23 @@ class CapturedStep:
         try:
             self.replays[crop_size] = self.recorder.record(lambda: self.step(self.indices, crop_size))
         except RuntimeError as error:
-            self.can_record = False
-            self.note(f"the steps run one kernel at a time: they cannot be captured here ({first_line(error)})")
-            return False
+            return self._give_up(f"they cannot be captured here ({first_line(error)})")
+        difference = self.check.find_difference(
+            replay=lambda batch: self._replay(batch, crop_size),
+            eager=lambda batch: self._run_eagerly(batch, crop_size),
+            indices=indices,
+        )
+        if difference:
+            return self._give_up(f"a replay did not do what the eager step does ({difference})")
         return True
+
+    def _give_up(self, reason: str) -> bool:
+        self.can_record = False
+        self.replays.clear()
+        self.note(f"steps run eagerly, one kernel at a time: {reason}")
+        return False
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, without the pages that compilers and CUDA add."""
+    """The first line of an error's message, without the pages that compilers and CUDA add."""
     return (str(error).strip() or type(error).__name__).split("\n")[0]

@@ -36,13 +36,12 @@ from toolkit.training.device import (
 )
 from toolkit.training.distillation import require_fitting, teacher_identity
 from toolkit.training.metrics import Metrics, compute_logits, measure
-from toolkit.training.mode import choose_mode
 from toolkit.training.optimizers import make_optimizer
 from toolkit.training.plots import plot_confusion, plot_curves
 from toolkit.training.recipe import Recipe
 from toolkit.training.run import RunFolder
 from toolkit.training.schedule import learning_rate
-from toolkit.training.step import TrainingStep
+from toolkit.training.step import StepMode, TrainingStep, choose_mode
 
 SPLIT_SEED = 0  # the same validation images in every run, so that runs can be compared image by image
 
@@ -86,7 +85,7 @@ def train(
     resume: bool = False,
     teacher: Checkpoint | None = None,
     progress: Progress | None = None,
-    mode: str = "auto",
+    mode: StepMode = "auto",
     note: Note | None = None,
 ) -> Iterator[EpochRecord]:
     """Train by `recipe`, yield a record after each epoch, and write the run folder's files.
@@ -107,7 +106,7 @@ def train(
         teacher: what a new run by a recipe with a distillation weight learns from; the run keeps a copy, `teacher.pt`,
             from which it is resumed.
         progress: called after each step with the images done in this epoch, and those it has in all.
-        mode: the kind of step: "auto", "eager", "compiled", "graph" or "compiled-graph".
+        mode: "eager", "graph" (captured as CUDA graphs), or "auto" for graphs on CUDA.
         note: told which kind of step is taken and why, where there is something to say.
 
     Raises:
@@ -148,7 +147,7 @@ class _Trainer:
         run: RunFolder,
         device: torch.device,
         teacher: Checkpoint | None,
-        mode: str,
+        mode: StepMode,
         note: Note,
     ) -> None:
         self.recipe, self.run, self.device, self.note = recipe, run, device, note
@@ -163,7 +162,6 @@ class _Trainer:
         self.class_names = source.class_names
         self.train_images, self.val_images = split_images(images, recipe.run.val_size)
         self.model_args: dict[str, Any] = {"num_classes": len(self.class_names), "dropout_rate": recipe.dropout_rate}
-        mode = self._choose_mode(mode, note)
         let_cudnn_choose(device)
         self._seed(epoch=0)
         self.network: ResNet = build_model(recipe.run.model, **self.model_args)
@@ -181,20 +179,12 @@ class _Trainer:
             dtype=self.dtype,
             teacher=self._on_device(teacher.network()) if teacher else None,
             average=self.average,
-            mode=mode,
+            mode=choose_mode(mode, device),
             note=note,
         )
         self.best_epoch, self.best_val_accuracy = 0, -math.inf
         self.told_of_crowd = False
         self.seconds = 0.0  # over all epochs, and over all the processes that trained them
-
-    def _choose_mode(self, mode: str, note: Note) -> str:
-        shapes = len({crop_size_of(self.recipe, epoch) for epoch in range(1, self.recipe.epochs + 1)})
-        images = len(self.train_images) * self.recipe.epochs
-        choice = choose_mode(mode, self.device, self.dtype, images=images, shapes=shapes)
-        if choice.note:
-            note(choice.note)
-        return choice.mode
 
     def _on_device(self, network: ResNet) -> ResNet:
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
@@ -260,13 +250,11 @@ class _Trainer:
 
     def train_epoch(self, epoch: int, progress: Progress | None) -> EpochRecord:
         start, processor_start = time.perf_counter(), time.process_time()
-        compiling_before = self.step.seconds_compiling
         self._seed(epoch)
         rate = self._steps_of(epoch, progress)
         loss, right = self.step.take_sums()
         step_seconds, processor_seconds = time.perf_counter() - start, time.process_time() - processor_start
-        if self.step.seconds_compiling == compiling_before:  # the compiler works in processes of its own
-            self._note_crowded_cores(step_seconds, processor_seconds)
+        self._note_crowded_cores(step_seconds, processor_seconds)
         if not math.isfinite(loss):
             raise ToolkitError(
                 f"the loss of epoch {epoch} is not finite, so training stopped; {self.run.last} holds the "

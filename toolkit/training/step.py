@@ -1,40 +1,49 @@
-"""One optimisation step: indices of a batch in, updated weights out; sums for the metrics stay on the device.
+"""One training step: indices of a batch in, updated weights out; sums for the metrics stay on the device."""
 
-Eager, compiled or a captured CUDA graph behind one call; `toolkit.training.mode` chooses.
-"""
-
-import time
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from toolkit.errors import UsageError
 from toolkit.training.augment import crop_and_flip, mixup, normalised, random_erasing
 from toolkit.training.averaging import WeightAverage
-from toolkit.training.capture import CapturedStep, CudaGraphs, first_line
+from toolkit.training.capture import CapturedStep, CudaGraphs, Recorder
 from toolkit.training.distillation import distillation_loss
 from toolkit.training.recipe import Recipe
+from toolkit.training.replay_check import ReplayCheck
+
+StepMode = Literal["auto", "eager", "graph"]
+
+
+def choose_mode(mode: StepMode, device: torch.device) -> StepMode:
+    """Resolve "auto": captured steps on CUDA, eager steps elsewhere. Raises `UsageError` for graphs without CUDA."""
+    if mode == "auto":
+        return "graph" if device.type == "cuda" else "eager"
+    if mode not in ("eager", "graph"):
+        raise UsageError(f"the step must be one of auto, eager, graph, not {mode!r}")
+    if mode == "graph" and device.type != "cuda":
+        raise UsageError(f"only CUDA captures graphs: use --step eager or auto on {device.type}")
+    return mode
 
 
 class TrainingStep:
-    """Augment a batch, run it forward and backward, update the weights; call it with the batch's indices.
+    """Augment a batch, run it forward and backward, update the weights. Called with the indices of the batch.
 
     Args:
         network: in channels_last layout, on the device.
-        optimizer: over the network's parameters.
-        recipe: says how to augment.
+        optimizer: from `make_optimizer`, over the network's parameters.
+        recipe: augmentation and loss.
         images: the padded training images (`augment.padded`), uint8 (N, S, S, 3), on the device.
         labels: int64 (N,), on the device.
-        dtype: number format of the forward pass; the weights and the loss stay float32.
-        teacher: what the network learns from by the recipe's distillation weight, in evaluation mode, on the device;
-            None for none. It sees the very same augmented images.
-        average: of the network's weights, moved on at each step; None for none.
-        mode: "eager", "compiled", "graph" or "compiled-graph". Batches that are not full are always eager.
-        note: told when compiling or capturing turns out to be impossible; the steps are then eager.
-
-    Attributes:
-        seconds_compiling: spent in the compiler so far.
+        dtype: number format of the forward pass; weights and loss stay float32.
+        teacher: network in evaluation mode whose answers the recipe's distillation weight mixes into the loss; None
+            for none. It sees the same augmented images.
+        average: moving average of the network's weights, updated at each step; None for none.
+        mode: "eager", or "graph" for steps captured as CUDA graphs. Batches that are not full are always eager.
+        note: called with the reason if capturing turns out to be impossible; the steps are then eager.
     """
 
     def __init__(
@@ -48,7 +57,7 @@ class TrainingStep:
         dtype: torch.dtype,
         teacher: nn.Module | None = None,
         average: WeightAverage | None = None,
-        mode: str = "eager",
+        mode: StepMode = "eager",
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.network = network
@@ -60,40 +69,33 @@ class TrainingStep:
         self.dtype = dtype
         self.teacher = teacher
         self.average = average
-        self.note = note
-        self.seconds_compiling = 0.0
-        self._sums = torch.zeros(2, device=labels.device)  # loss times images, and right answers
+        self._sums = torch.zeros(2, device=labels.device)  # loss times images, and correct predictions
         self._rates = [torch.zeros((), device=labels.device) for _ in optimizer.param_groups]
-        self._batch_size = recipe.batch_size
-        networks = [network] if teacher is None else [network, teacher]
-        self._compiled = {each: torch.compile(each, dynamic=False) for each in networks} if "compiled" in mode else {}
-        self._compiled_crops: set[int] = set()
-        self._captured = self._capturing(recipe.batch_size) if "graph" in mode else None
+        self._captured = self._capture(CudaGraphs(labels.device), note) if mode == "graph" else None
 
     @property
-    def mode(self) -> str:
-        """The kind of step that full batches really take, so far as has been tried: as `mode` was, or less."""
-        captured = self._captured is not None and self._captured.can_record
-        if self._compiled:
-            return "compiled-graph" if captured else "compiled"
-        return "graph" if captured else "eager"
+    def mode(self) -> StepMode:
+        """The effective mode of full batches, so far as has been tried: the requested one, or "eager"."""
+        return "graph" if self._captured is not None and self._captured.can_record else "eager"
 
     def __call__(self, indices: Tensor, learning_rate: float, *, crop_size: int = 32) -> None:
         """Train on the images at `indices`, int64 (B,), cropped to `crop_size` pixels a side."""
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            rate.fill_(learning_rate * group["lr_scale"])
-            group["lr"] = rate  # at each step, because a loaded optimizer state brings its own tensor, on the CPU
+        self._set_learning_rate(learning_rate)
         if self.average is not None:
             self.average.next_step()
-        if self._compiled and len(indices) == self._batch_size and crop_size not in self._compiled_crops:
-            self._elsewhere(lambda: self._compile(crop_size))
         if self._captured is not None:
             self._captured(indices, crop_size)
         else:
             self._update(indices, crop_size)
 
+    def _set_learning_rate(self, learning_rate: float) -> None:
+        """Write the rate into the tensors that eager and captured steps read."""
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            rate.fill_(learning_rate * group["lr_scale"])
+            group["lr"] = rate  # at each step, because a loaded optimizer state brings its own tensor, on the CPU
+
     def _update(self, indices: Tensor, crop_size: int) -> None:
-        """The step itself. Nothing here waits for the device or depends on what it computed, so it can be captured."""
+        """One whole step. Nothing here waits for the device or depends on its results, so it can be captured."""
         windows = crop_and_flip(
             self.images,
             indices,
@@ -129,63 +131,47 @@ class TrainingStep:
         return loss
 
     def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        """Float32 (B, K), by the compiled network where this shape was compiled."""
-        full = len(images) == self._batch_size
-        forward = self._compiled[network] if full and images.shape[-1] in self._compiled_crops else network
+        """Float32 (B, K)."""
         # A step uses each weight once, so autocast has no use for copies; and a captured graph must not refer to any.
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False):
-            logits: Tensor = forward(images)
+            logits: Tensor = network(images)
         return logits.float()
 
     @torch.no_grad()
     def _teacher_logits(self, teacher: nn.Module, images: Tensor) -> Tensor:
-        """Likewise, of the network that is not trained."""
+        """Float32 (B, K), without gradients."""
         return self._logits(teacher, images)
 
-    def _compile(self, crop_size: int) -> None:
-        """Compile forward and backward for this crop size on a batch of zeros, which leaves no trace in the run."""
-        start = time.perf_counter()
-        device = self.labels.device
-        buffers = [buffer.clone() for buffer in self.network.buffers()]  # BatchNorm's, which even a forward pass moves
-        zeros = torch.zeros(self._batch_size, 3, crop_size, crop_size, device=device)
-        zeros = zeros.contiguous(memory_format=torch.channels_last)
-        self._compiled_crops.add(crop_size)
-        try:
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                self._logits(self.network, zeros).sum().backward()
-                if self.teacher is not None:
-                    self._teacher_logits(self.teacher, zeros)
-        except Exception as error:  # any compiler may fail in any way; without it the run is slower, and no less right
-            self._compiled, self._compiled_crops = {}, set()
-            self.note(f"the steps are not compiled: the compiler failed ({type(error).__name__}: {first_line(error)})")
-        self.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in zip(self.network.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-        self.seconds_compiling += time.perf_counter() - start
-
-    def _elsewhere(self, work: Callable[[], None]) -> None:
-        """Do it on the stream of the captured steps, if there are any: autograd may remember where it first ran."""
-        self._captured.recorder.run(work) if self._captured is not None else work()
-
-    def _capturing(self, batch_size: int) -> CapturedStep:
-        device = self.labels.device
+    def _capture(self, recorder: Recorder, note: Callable[[str], None]) -> CapturedStep:
+        scales = [group["lr_scale"] for group in self.optimizer.param_groups]
+        highest = [self.recipe.learning_rate * scale for scale in scales]
+        rates = list(zip(self._rates, highest, strict=True))
+        check = ReplayCheck(tensors=self._state, loss=self._sums, learning_rates=rates, dtype=self.dtype)
         return CapturedStep(
             self._update,
-            batch_size=batch_size,
-            recorder=CudaGraphs(device),
-            device=device,
-            before_recording=lambda: self.optimizer.zero_grad(set_to_none=True),  # gradients then lie in the graph
-            note=self.note,
+            batch_size=self.recipe.batch_size,
+            device=self.labels.device,
+            recorder=recorder,
+            check=check,
+            before_recording=lambda: self.optimizer.zero_grad(set_to_none=True),  # gradients are then in the graph
+            note=note,
         )
 
+    def _state(self) -> list[Tensor]:
+        """Every tensor that a step changes."""
+        averages = self.average.network.state_dict().values() if self.average is not None else ()
+        optimizer = (value for state in self.optimizer.state.values() for value in state.values())
+        values = (*self.network.state_dict().values(), *averages, *optimizer, self._sums)
+        return [value for value in values if isinstance(value, Tensor)]
+
     def _count(self, loss: Tensor, logits: Tensor, labels: Tensor, partners: Tensor, weight: Tensor) -> None:
-        """Add the batch to the sums; under mixup a label is right by its share in the image."""
+        """Add the batch to the sums; under mixup a prediction counts by the share of its label in the image."""
         predicted = logits.argmax(1)
         right = weight * (predicted == labels).sum() + (1 - weight) * (predicted == partners).sum()
         self._sums += torch.stack([loss * len(labels), right])
 
     def take_sums(self) -> tuple[float, float]:
-        """Sums since the last call, over images: of the loss, and of right answers. Waits for the device."""
+        """Sums over images since the last call: of the loss, and of correct predictions. Waits for the device."""
         loss, right = self._sums.tolist()
         self._sums.zero_()
         return loss, right

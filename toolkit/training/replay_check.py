@@ -1,0 +1,91 @@
+"""Check a recorded step against the eager step before it is used: same state in, same weights and loss out."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+Step = Callable[[Tensor], None]  # trains on the batch with these indices, int64 (B,)
+
+
+class ReplayCheck:
+    """Compare one replay with one eager step, twice, each time from the same state.
+
+    The two trials differ in batch, learning rate and random numbers, so that a recording which keeps any of them
+    fixed fails at least one. A recording that skips the update or makes it twice fails both. All state is put back
+    afterwards: a run trains to the same weights with and without the check.
+
+    Args:
+        tensors: everything that a step changes: weights, buffers, optimizer state, averages, sums. Called anew for
+            each check, because optimizers create their state at the first step.
+        loss: the sum of losses among `tensors`, which each step adds to; float32 ().
+        learning_rates: the tensors () from which the step reads its learning rates, each with its highest value of the
+            run; the trials use that value and half of it.
+        dtype: number format of the forward pass. Rounding may differ from one execution to the next, because sums on
+            a GPU have no fixed order; a third of the format's digits must agree. One wrong batch, rate, random number
+            or update changes an update by half of its length or more.
+    """
+
+    def __init__(
+        self,
+        *,
+        tensors: Callable[[], list[Tensor]],
+        loss: Tensor,
+        learning_rates: list[tuple[Tensor, float]],
+        dtype: torch.dtype,
+    ) -> None:
+        self.tensors, self.loss, self.learning_rates = tensors, loss, learning_rates
+        self.tolerance = torch.finfo(dtype).eps ** (1 / 3)  # 0.2 for bfloat16, 0.005 for float32
+
+    def find_difference(self, replay: Step, eager: Step, indices: Tensor) -> str | None:
+        """Return what differs between `replay` and `eager`, None if nothing does.
+
+        Args:
+            replay: the recorded step.
+            eager: the step itself.
+            indices: a batch of the recorded size; the second trial uses it shifted by one image.
+        """
+        trials = ((indices, 1.0), ((indices + 1) % (indices.max() + 1), 0.5))
+        for seed, (batch, share) in enumerate(trials):
+            with self._restored(seed, share):
+                before = self._clones()
+                replay(batch)
+                replayed = self._clones()
+            with self._restored(seed, share):
+                eager(batch)
+                difference = self._compare(before, replayed)
+            if difference:
+                return difference
+        return None
+
+    def _clones(self) -> list[Tensor]:
+        return [tensor.detach().clone() for tensor in self.tensors()]
+
+    @contextmanager
+    def _restored(self, seed: int, share: float) -> Iterator[None]:
+        """Seed the generators and set the learning rates to a share of the highest; put everything back at the end."""
+        device = self.loss.device
+        before, rates_before = self._clones(), [rate.clone() for rate, _ in self.learning_rates]
+        for rate, highest in self.learning_rates:
+            rate.fill_(share * highest)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+        with torch.no_grad():
+            torch._foreach_copy_(self.tensors(), before)
+            torch._foreach_copy_([rate for rate, _ in self.learning_rates], rates_before)
+
+    def _compare(self, before: list[Tensor], replayed: list[Tensor]) -> str | None:
+        """Compare the replay's changes with those that the eager step has just made."""
+        for start, after_replay, tensor in zip(before, replayed, self.tensors(), strict=True):
+            eager_change, difference = _norm(tensor - start), _norm(tensor - after_replay)
+            rounding = 1e-5 * _norm(start)  # updates far below the weights' own rounding are not compared
+            if not difference <= self.tolerance * eager_change + rounding:  # NaN compares false
+                what = "the loss" if tensor is self.loss else f"a tensor of shape {tuple(tensor.shape)}"
+                return f"{what} changes by {eager_change:.3g}, and differs by {difference:.3g}"
+        return None
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.detach().double()))
