@@ -114,7 +114,7 @@ def call(*arguments: object) -> Any:
 @contextlib.contextmanager
 def few_drawn_images() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("toolkit.training.drawn.TRAIN_COUNT", TRAIN_COUNT)
+        patch.setattr("toolkit.data.synthetic.TRAIN_COUNT", TRAIN_COUNT)
         yield
 
 
