@@ -17,7 +17,7 @@ import typer
 
 from toolkit import __version__
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.names import as_text, display
+from toolkit.files import as_text, display
 
 app = typer.Typer(
     name="cifar",
@@ -151,14 +151,14 @@ def train(
     precision: Annotated[str | None, _flag("auto, float32 or bfloat16.")] = None,
 ) -> None:
     """Train a network; every choice is in the recipe, and each key of the recipe has a flag."""
+    from toolkit.data.dataset import find_data
+    from toolkit.device import choose_device
     from toolkit.display import download_bar, run_lines, seeds_lines
-    from toolkit.training.checkpoint import load_checkpoint
-    from toolkit.training.data import find_data
-    from toolkit.training.device import choose_device
+    from toolkit.recipes.recipe import load_recipe, recipe_from_flags
+    from toolkit.runs.checkpoint import load_checkpoint
+    from toolkit.runs.folder import create_run, open_run
+    from toolkit.runs.seeds import begin_seeds
     from toolkit.training.distillation import require_fitting
-    from toolkit.training.recipe import load_recipe, recipe_from_flags
-    from toolkit.training.run import create_run, open_run
-    from toolkit.training.seeds import begin_seeds
 
     choose_device(device)  # before anything is made
     changes = recipe_from_flags(context.params)
@@ -242,7 +242,7 @@ def _train_run(
 ) -> None:
     """Train a run, or go on with it, and show its progress; Ctrl-C tells that `cifar train` with `go_on` goes on."""
     from toolkit.display import TrainingDisplay
-    from toolkit.training.loop import train as train_network
+    from toolkit.training.trainer import train as train_network
 
     chosen = run.recipe()
     note(f"{'Going on with' if resume else 'Training'} {chosen.run.model} on {source.name}, in {run.path}")
@@ -283,7 +283,7 @@ def _demo_if_trained_on_it(path: Path | None) -> str | None:
     """`demo` where a checkpoint or an ONNX file says that it belongs to the drawn data: those need no --data."""
     if path is None or not path.is_file():
         return None
-    from toolkit.deploy.evaluate import claimed_data
+    from toolkit.deploy.metadata import claimed_data
 
     if claimed_data(path).get("name") != "demo":
         return None
@@ -313,12 +313,12 @@ def evaluate(
     json_output: Json = False,
 ) -> None:
     """Accuracy, per class and in all, confusion matrix and calibration error on the whole test set."""
-    from toolkit.deploy.evaluate import evaluate as evaluate_file
-    from toolkit.deploy.seeds import evaluate_seeds
+    from toolkit.data.dataset import find_data
     from toolkit.display import download_bar, metrics_lines, seeds_metrics_lines
-    from toolkit.training.data import find_data
-    from toolkit.training.plots import plot_confusion
-    from toolkit.training.seeds import find_seeds
+    from toolkit.evaluation.evaluate import evaluate as evaluate_file
+    from toolkit.evaluation.evaluate import evaluate_seeds
+    from toolkit.evaluation.plots import plot_confusion
+    from toolkit.runs.seeds import find_seeds
 
     if plot is not None and plot.suffix.lower() != ".png":
         raise UsageError(f"--plot writes PNG files, so {plot} must end in .png")
@@ -355,7 +355,7 @@ def _model_file(target: str | None, runs: Path) -> Path:
 
 
 def _run_checkpoint(run: str | None, runs: Path) -> Path:
-    from toolkit.training.run import newest_finished_run, open_run
+    from toolkit.runs.folder import newest_finished_run, open_run
 
     folder = newest_finished_run(root=runs) if run is None else open_run(run, root=runs)
     if not folder.best.is_file():
@@ -381,10 +381,10 @@ def export(
     json_output: Json = False,
 ) -> None:
     """Export a checkpoint to ONNX. The file appears only after it has passed the gate; exit code 3: rejected."""
+    from toolkit.data.dataset import find_data
     from toolkit.deploy.export import OPSET, export_onnx
     from toolkit.deploy.report import Rejected
     from toolkit.display import download_bar
-    from toolkit.training.data import find_data
 
     if run is not None and checkpoint is not None:
         raise UsageError("give --run or --checkpoint, not both")
@@ -424,10 +424,10 @@ def verify(
     json_output: Json = False,
 ) -> None:
     """Run the gate on an ONNX file that exists; exit code 3: rejected."""
+    from toolkit.data.dataset import find_data
+    from toolkit.deploy.gate import verify as verify_model
     from toolkit.deploy.report import Rejected
-    from toolkit.deploy.verify import verify as verify_model
     from toolkit.display import download_bar
-    from toolkit.training.data import find_data
 
     with download_bar() as progress:
         source = find_data(data or _demo_if_trained_on_it(model), progress=progress)
@@ -514,8 +514,9 @@ def data(
     """Show what data are there and check them; fetch them; write sample pictures to predict."""
     import dataclasses
 
+    from toolkit.data.cifar import fetch_cifar10
+    from toolkit.data.dataset import data_status, find_data, write_samples
     from toolkit.display import data_lines, download_bar
-    from toolkit.training.data import data_status, fetch_cifar10, find_data, write_samples
 
     status = data_status(data)
     if fetch and not status.complete and status.folder is not None:
@@ -595,9 +596,9 @@ def bench_train(
     json_output: Json = False,
 ) -> None:
     """Our training steps beside the conventional loop, on random images of CIFAR-10's size."""
+    from toolkit.bench.train import BATCH_SIZES
+    from toolkit.bench.train import bench_train as measure
     from toolkit.display import training_benchmark_lines
-    from toolkit.training.benchmark import BATCH_SIZES
-    from toolkit.training.benchmark import bench_train as measure
 
     result = measure(device, batch_sizes=batch_size or BATCH_SIZES, quick=quick, progress=note)
     print_json(result.as_dict()) if json_output else typer.echo(training_benchmark_lines(result))
@@ -611,8 +612,8 @@ def bench_predict(
     json_output: Json = False,
 ) -> None:
     """`cifar predict` beside a bare script and ONNX Runtime by itself: one picture, and a folder of drawn ones."""
+    from toolkit.bench.predict import bench_predict as measure
     from toolkit.display import prediction_benchmark_lines
-    from toolkit.inference.benchmark import bench_predict as measure
 
     result = measure(model, pictures=pictures, quick=quick, progress=note)
     print_json(result.as_dict()) if json_output else typer.echo(prediction_benchmark_lines(result))
@@ -633,10 +634,10 @@ def bench_deploy(
     json_output: Json = False,
 ) -> None:
     """PyTorch and ONNX Runtime side by side: latency, throughput, size, memory, start and accuracy."""
-    from toolkit.deploy.benchmark import BATCH_SIZES
-    from toolkit.deploy.benchmark import bench_deploy as measure
-    from toolkit.deploy.plots import plot_deployment
+    from toolkit.bench.deploy import BATCH_SIZES
+    from toolkit.bench.deploy import bench_deploy as measure
     from toolkit.display import deployment_benchmark_lines
+    from toolkit.evaluation.plots import plot_deployment
 
     result = measure(
         models or [],

@@ -20,10 +20,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from toolkit.deploy import evaluate_seeds
 from toolkit.errors import ToolkitError, UsageError
+from toolkit.evaluation.evaluate import evaluate_seeds
+from toolkit.evaluation.plots import save_figure
 from toolkit.training import DataSource, Recipe, begin_seeds, find_data, load_recipe, spread, train
-from toolkit.training.plots import save_figure
 
 MODELS = ("m6", "resnet20", "resnet20-wide", "resnet32")
 FIGURES = ("test", "validation", "train", "gap", "half-way")  # %: test at the best epoch, half-way on validation images

@@ -8,10 +8,10 @@ DATA is a folder with CIFAR-10, or `demo` (the default) for the drawn pictures; 
 import sys
 from pathlib import Path
 
+from toolkit.data.dataset import write_samples
 from toolkit.deploy import export_onnx
 from toolkit.inference import Classifier
 from toolkit.training import create_run, find_data, load_recipe, train
-from toolkit.training.data import write_samples
 
 
 def main(data: str = "demo", recipe_name: str = "demo", folder: str = "example") -> None:

@@ -2,49 +2,14 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 import cli
-from toolkit.training.data import DataSource, Images
-from toolkit.training.recipe import Recipe
-
-ROOT = Path(__file__).parent.parent
-
-
-@dataclass(frozen=True)
-class FixedSource(DataSource):
-    """A data source whose images are given."""
-
-    train_images: Images | None = None
-    test_images: Images | None = None
-
-    def train(self) -> Images:
-        assert self.train_images is not None
-        return self.train_images
-
-    def test(self) -> Images:
-        assert self.test_images is not None, "this data set has no test images"
-        return self.test_images
-
-
-def coloured_images(count: int, *, seed: int) -> Images:
-    """Noise whose mean colour tells the class: learnable in a few steps. Classes are balanced."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % 10
-    colours = torch.randint(0, 256, (10, 3), generator=torch.Generator().manual_seed(7))
-    noise = torch.randint(-40, 41, (count, 3, 32, 32), generator=generator)
-    images = (colours[labels][:, :, None, None] + noise).clamp(0, 255).to(torch.uint8)
-    return Images(images=images, labels=labels)
-
-
-def coloured_source(train: int = 200, test: int = 50) -> FixedSource:
-    names = tuple(f"class{number}" for number in range(10))
-    return FixedSource("coloured", None, names, coloured_images(train, seed=0), coloured_images(test, seed=1))
+from tests.support.sources import ROOT, Done, FixedSource, coloured_source
+from toolkit.recipes.recipe import Recipe
 
 
 @pytest.fixture
@@ -65,15 +30,6 @@ def recipe() -> Recipe:
             "run": {"val_size": 20, "precision": "float32"},
         }
     )
-
-
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
 
 
 @pytest.fixture(scope="session")

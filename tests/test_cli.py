@@ -9,14 +9,14 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, coloured_source
 
 import cli
 from models import build_model
+from tests.support.sources import ROOT, coloured_source
 from toolkit import __version__
-from toolkit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from toolkit.training.data import data_identity, find_data
-from toolkit.training.recipe import Recipe
+from toolkit.data.dataset import data_identity, find_data
+from toolkit.recipes.recipe import Recipe
+from toolkit.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_evaluate_a_run_as_table_json_and_picture(trained, cifar):
 @pytest.fixture
 def coloured(tmp_path, monkeypatch):
     """An empty folder, a short recipe in it, and a tiny data set in the place of CIFAR-10."""
-    monkeypatch.setattr("toolkit.training.data.find_data", lambda *arguments, **options: coloured_source())
+    monkeypatch.setattr("toolkit.data.dataset.find_data", lambda *arguments, **options: coloured_source())
     crops = {"small_crop_size": 8, "small_crop_share": 1.0}
     recipe = Recipe.from_dict({"epochs": 2, "batch_size": 50, "data_augmentation": crops, "run": {"val_size": 50}})
     (tmp_path / "short.toml").write_text(recipe.as_toml())
@@ -314,7 +314,7 @@ def test_train_has_no_flag_that_is_not_passed_on():
     """Every parameter of `train` is either a key of the recipe or used by name in its body."""
     import inspect
 
-    from toolkit.training.recipe import recipe_keys
+    from toolkit.recipes.recipe import recipe_keys
 
     source = inspect.getsource(cli.train)
     body = source[source.index('"""Train') :]

@@ -5,9 +5,9 @@ import pytest
 from toolkit import display
 from toolkit.deploy.report import Check, Figures, Report
 from toolkit.display import TrainingDisplay, download_bar, metrics_lines, report_lines
-from toolkit.training.loop import EpochRecord
-from toolkit.training.metrics import Metrics
-from toolkit.training.recipe import Recipe
+from toolkit.evaluation.metrics import Metrics
+from toolkit.recipes.recipe import Recipe
+from toolkit.training.trainer import EpochRecord
 
 
 def record(epoch: int, val_accuracy: float | None = 0.5) -> EpochRecord:

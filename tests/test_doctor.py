@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
+from tests.support.sources import ROOT
 from toolkit import doctor
 from toolkit.errors import ToolkitError
 

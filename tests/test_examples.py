@@ -11,8 +11,8 @@ from types import ModuleType
 
 import pytest
 import torch
-from test_inference_predict import draw
-from test_inference_session import saved, tiny_model
+
+from tests.support.onnx_models import draw, saved, tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"

@@ -7,33 +7,38 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
-BOTTOM = {  # `toolkit`: the version
-    "toolkit", "toolkit.errors", "toolkit.classes", "toolkit.cores", "toolkit.files", "toolkit.names",
-    "toolkit.regular_file", "toolkit.timing",
-}  # fmt: skip
-ALLOWED = {  # part -> what of ours it may import, by prefix; each may import itself
-    "models": {"models"},
-    "toolkit/errors.py": set(),
-    "toolkit/classes.py": set(),
-    "toolkit/cores.py": set(),
-    "toolkit/files.py": {"toolkit.errors"},
-    "toolkit/names.py": set(),
-    "toolkit/regular_file.py": {"toolkit.errors", "toolkit.names"},
-    "toolkit/timing.py": {"toolkit.errors"},
-    "toolkit/inference": {
-        f"toolkit.{name}" for name in ("errors", "classes", "cores", "names", "regular_file", "timing", "inference")
-    },
-    "toolkit/training": {"models", *BOTTOM, "toolkit.training"},
-    "toolkit/deploy": {"models", *BOTTOM, "toolkit.training", "toolkit.inference", "toolkit.deploy"},
+from tests.support.sources import ROOT
+
+BOTTOM = ("errors", "files")
+ALLOWED = {  # room -> the rooms and modules of toolkit/ (or `models`) that it may import; each may import itself
+    "models": (),
+    "toolkit/errors.py": (),
+    "toolkit/files.py": ("errors",),
+    "toolkit/cores.py": (),
+    "toolkit/device.py": ("errors", "cores"),
+    "toolkit/inference": (*BOTTOM, "cores"),
+    "toolkit/recipes": ("models", *BOTTOM),
+    "toolkit/data": (*BOTTOM, "inference.image"),
+    "toolkit/runs": ("models", *BOTTOM, "recipes", "data"),
+    "toolkit/evaluation": (*BOTTOM, "device", "inference", "data", "runs"),
+    "toolkit/training": ("models", *BOTTOM, "device", "recipes", "data", "runs", "evaluation"),
+    "toolkit/deploy": ("models", *BOTTOM, "inference", "recipes", "data", "runs", "evaluation"),
+    "toolkit/doctor.py": (*BOTTOM, "inference", "data"),
+    "toolkit/display.py": (*BOTTOM, "recipes"),
 }
+EVERYTHING = {"toolkit/bench", "toolkit/weights"}  # `bench` and cli.py may import everything
 
 
 def imports_of(path: Path) -> set[str]:
-    """Every module that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Every module that a file imports, wherever in it, except for type checkers alone."""
+    found: set[str] = set()
+    nodes: list[ast.AST] = [ast.parse(path.read_text())]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        nodes += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -46,18 +51,24 @@ def files_of(part: str) -> list[Path]:
     return [ROOT / part] if part.endswith(".py") else sorted((ROOT / part).rglob("*.py"))
 
 
-@pytest.mark.parametrize("part", ALLOWED)
-def test_parts_import_only_what_they_may(part):
-    files = files_of(part)
+@pytest.mark.parametrize("room", ALLOWED)
+def test_rooms_import_only_what_they_may(room):
+    itself = room.removesuffix(".py").replace("/", ".")
+    allowed = [itself, *(name if name == "models" else f"toolkit.{name}" for name in ALLOWED[room])]
+    files = files_of(room)
     assert files
     for path in files:
-        for name in imports_of(path):
-            if name.split(".")[0] in ("toolkit", "models", "cli"):
-                allowed = any(
-                    name == a or (name.startswith(a + ".") and (a != "toolkit" or name == "toolkit.__version__"))
-                    for a in ALLOWED[part]
-                )
-                assert allowed, f"{path.relative_to(ROOT)} imports {name}"
+        ours = {name for name in imports_of(path) if name.split(".")[0] in ("toolkit", "models", "cli")}
+        for name in ours - {"toolkit.__version__"}:
+            assert any(f"{name}.".startswith(f"{each}.") for each in allowed), (
+                f"{path.relative_to(ROOT)} imports {name}"
+            )
+
+
+def test_every_room_has_its_rule():
+    rooms = {f"toolkit/{path.name}" for path in (ROOT / "toolkit").iterdir() if path.suffix == ".py" or path.is_dir()}
+    rooms -= {"toolkit/__init__.py", "toolkit/__pycache__"}
+    assert rooms == (ALLOWED.keys() - {"models"}) | EVERYTHING
 
 
 def test_inference_imports_no_heavy_library():
@@ -67,7 +78,14 @@ def test_inference_imports_no_heavy_library():
 
 
 def test_every_file_says_its_subject_first():
-    for path in [ROOT / "cli.py", *files_of("toolkit"), *files_of("models"), *files_of("tests"), *files_of("examples")]:
+    for path in [
+        ROOT / "cli.py",
+        *files_of("toolkit"),
+        *files_of("models"),
+        *files_of("tests"),
+        *files_of("examples"),
+        *files_of("results"),
+    ]:
         docstring = ast.get_docstring(ast.parse(path.read_text()))
         assert docstring, path
         assert docstring.splitlines()[0], path

@@ -4,14 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
+from tests.support.sources import ROOT
+from toolkit.data.dataset import find_data
 from toolkit.deploy import verify
-from toolkit.deploy.evaluate import evaluate
-from toolkit.training.data import find_data
-from toolkit.training.loop import train
-from toolkit.training.recipe import load_recipe
-from toolkit.training.run import create_run
+from toolkit.evaluation.evaluate import evaluate
+from toolkit.recipes.recipe import load_recipe
+from toolkit.runs.folder import create_run
+from toolkit.training.trainer import train
 
 WEIGHTS = ROOT / "toolkit" / "weights"
 

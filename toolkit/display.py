@@ -21,16 +21,16 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from toolkit.deploy.benchmark import DeploymentBenchmark, SideResult
-    from toolkit.deploy.seeds import SeedsMetrics
-    from toolkit.deploy.verify import Report
+    from toolkit.bench.deploy import DeploymentBenchmark, SideResult
+    from toolkit.bench.predict import PredictionBenchmark
+    from toolkit.bench.train import TrainingBenchmark
+    from toolkit.data.dataset import DataStatus
+    from toolkit.deploy.gate import Report
     from toolkit.doctor import Finding
-    from toolkit.inference.benchmark import PredictionBenchmark
-    from toolkit.training.benchmark import TrainingBenchmark
-    from toolkit.training.data import DataStatus
-    from toolkit.training.loop import EpochRecord
-    from toolkit.training.metrics import Metrics
-    from toolkit.training.recipe import Recipe
+    from toolkit.evaluation.evaluate import SeedsMetrics
+    from toolkit.evaluation.metrics import Metrics
+    from toolkit.recipes.recipe import Recipe
+    from toolkit.training.trainer import EpochRecord
 
 REPORT_WIDTH = 120  # characters
 LONG_RUN = 15 * 60  # seconds from which on a run's first lines say how long it will take
@@ -47,7 +47,7 @@ class TrainingDisplay:
     """
 
     def __init__(self, recipe: "Recipe", *, epochs_done: int = 0, suggest_fast: bool = False) -> None:
-        from toolkit.training.loop import crop_size_of
+        from toolkit.recipes.schedule import crop_size_of
 
         self.epochs = recipe.epochs
         self.costs = [crop_size_of(recipe, epoch) ** 2 for epoch in range(1, recipe.epochs + 1)]  # pixels an image

@@ -36,7 +36,7 @@ def examine(data: str | None = None) -> tuple[Finding, ...]:
     """Look at everything; nothing is fetched, trained or written.
 
     Args:
-        data: as for `toolkit.training.data.find_data`.
+        data: as for `toolkit.data.dataset.find_data`.
     """
     python = Finding("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}")
     return (
@@ -123,7 +123,7 @@ def _one_layer_model() -> bytes:
 
 
 def _data(data: str | None) -> list[Finding]:
-    from toolkit.training.data import data_status
+    from toolkit.data.dataset import data_status
 
     status = data_status(data)
     if status.complete:

@@ -1,10 +1,13 @@
-"""Files that appear whole or not at all."""
+"""Files: written whole or not at all, opened safely where they are not trusted, named safely in what is shown."""
 
 import os
+import stat
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from toolkit.errors import ToolkitError
 
@@ -45,3 +48,71 @@ def _mode_of_new_files() -> int:
     umask = os.umask(0)
     os.umask(umask)
     return 0o666 & ~umask
+
+
+# A FIFO that takes the file's place after it was looked at must not stop the program (POSIX; Windows has no such flag).
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def open_regular(path: str | os.PathLike[str], *, max_bytes: int) -> BinaryIO:
+    """The file at `path`, open for reading; links are followed, and nothing has been read yet.
+
+    Raises:
+        ToolkitError: there is no such file, it may not be read, it is a folder, a pipe, a device or a socket, it is
+            empty, or it is larger than `max_bytes`.
+    """
+    name = display(path)
+    try:
+        _check_regular(name, os.stat(path), max_bytes)  # before opening: opening a device can act on it
+        descriptor = os.open(path, _OPEN_FLAGS)
+        try:
+            _check_regular(name, os.fstat(descriptor), max_bytes)  # once more: of the file that was really opened
+            return os.fdopen(descriptor, "rb")
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise ToolkitError(f"{name}: cannot be opened: {reason}") from error
+
+
+def _check_regular(name: str, status: os.stat_result, max_bytes: int) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise ToolkitError(f"{name}: is a folder; a file is needed here")
+    if not stat.S_ISREG(status.st_mode):
+        raise ToolkitError(f"{name}: is a {_kind_of(status.st_mode)}; only ordinary files are read")
+    if status.st_size == 0:
+        raise ToolkitError(f"{name}: is empty")
+    if status.st_size > max_bytes:
+        raise ToolkitError(f"{name}: has {status.st_size:,} bytes; at most {max_bytes:,} are read")
+
+
+def _kind_of(mode: int) -> str:
+    if stat.S_ISFIFO(mode):
+        return "pipe (FIFO)"
+    if stat.S_ISSOCK(mode):
+        return "socket"
+    return "device"
+
+
+def display(name: str | os.PathLike[str]) -> str:
+    r"""`name` on one line and without anything that a terminal obeys.
+
+    Control characters, line ends and characters that reorder text become `\n`, `\x1b` or `\u202e`; a byte that is not
+    UTF-8 becomes `\xff`. Ordinary letters of every script, and spaces, stay as they are.
+    """
+    text = os.fspath(name)
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def as_text(name: str | os.PathLike[str]) -> str:
+    r"""`name` as valid Unicode for JSON and CSV: a byte that is not UTF-8 becomes `\xff`, all else is kept."""
+    return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _shown(character: str) -> str:
+    if character.isprintable() or unicodedata.category(character) == "Zs":
+        return character
+    if "\udc80" <= character <= "\udcff":  # how Python keeps a byte that is no UTF-8 (PEP 383)
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")

@@ -2,8 +2,8 @@
 
 import models  # noqa: F401  (before onnxruntime.quantization, which puts a folder with other `models` on the path)
 from toolkit.deploy.export import export_onnx
+from toolkit.deploy.gate import verify
 from toolkit.deploy.report import Check, Figures, Rejected, Report
-from toolkit.deploy.seeds import SeedsMetrics, evaluate_seeds
-from toolkit.deploy.verify import verify
+from toolkit.evaluation.evaluate import SeedsMetrics, evaluate_seeds
 
 __all__ = ["Check", "Figures", "Rejected", "Report", "SeedsMetrics", "evaluate_seeds", "export_onnx", "verify"]

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from toolkit.classes import MEAN, STD
+from toolkit.data.cifar import MEAN, STD
+from toolkit.data.dataset import DataSource
 from toolkit.deploy import graph, quantize
+from toolkit.deploy.gate import MIN_ACCURACY, check_request, examine
 from toolkit.deploy.metadata import claims_for, write_claims
 from toolkit.deploy.quiet import quiet
 from toolkit.deploy.reference import prepare_exam
 from toolkit.deploy.report import Report
-from toolkit.deploy.verify import MIN_ACCURACY, check_request, examine
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import replacing
-from toolkit.training.data import DataSource
 
 OPSET = 18  # the opset in which torch.onnx writes: no conversion that could go wrong, and every runtime reads it
 OPSETS = range(18, 22)  # those that were tried, with ONNX Runtime 1.23 and later

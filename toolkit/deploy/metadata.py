@@ -4,13 +4,17 @@ import json
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
 
 from toolkit import __version__
+from toolkit.deploy import graph
 from toolkit.deploy.reference import Exam, Reference
 from toolkit.deploy.report import Figures
+from toolkit.evaluation.evaluate import identity_in, is_checkpoint
+from toolkit.runs.checkpoint import load_checkpoint
 
 PREFIX = "cifar."
 NOT_MEASURED = "not measured"
@@ -153,3 +157,19 @@ def _disagreement(key: str, claimed: str, computed: str) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def claimed_data(path: Path) -> dict[str, str]:
+    """The identity of the training data that a checkpoint or an ONNX file carries: "name" and "train_sha256".
+
+    An empty one, which no data have, where an ONNX file carries none or is no model of this toolkit. Nothing of an ONNX
+    file is run for that: the gate has not looked at it yet.
+
+    Raises:
+        ToolkitError: the file cannot be read.
+    """
+    if is_checkpoint(path):
+        return load_checkpoint(path).data
+    content = graph.read_model(path)
+    model = graph.parse(content) if len(content) <= graph.MAX_BYTES else None
+    return {} if model is None else identity_in(claims_of(model))

@@ -22,11 +22,11 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+from toolkit.data.images import Images
 from toolkit.deploy import graph
 from toolkit.deploy.graph import lean
 from toolkit.deploy.quiet import quiet
 from toolkit.errors import UsageError
-from toolkit.training.data import Images
 
 CALIBRATION_COUNT = 512  # training images; a quarter of them did no worse
 CALIBRATION_SEED = 0
@@ -38,7 +38,7 @@ CALIBRATION_METHODS = {
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
 }
-# On validation images, over five draws of calibration images (tests/choose_calibration.py, results/calibration.json):
+# On validation images, over five draws of calibration images (results/choose_calibration.py, results/calibration.json):
 # the methods are as accurate as each other, and the largest difference that percentile makes is larger; entropy ends
 # at the same ranges as minmax.
 CALIBRATION_METHOD = "minmax"

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import transforms
 
-from toolkit.classes import MEAN, STD
-from toolkit.training.checkpoint import Checkpoint, load_checkpoint
-from toolkit.training.data import DataSource, data_identity, require_same_data
+from toolkit.data.cifar import MEAN, STD
+from toolkit.data.dataset import DataSource, data_identity, require_same_data
+from toolkit.runs.checkpoint import Checkpoint, load_checkpoint
 
 # Random images run in batches of these sizes: a batch dimension that was baked in fails at the first change of size.
 RANDOM_BATCHES = (1, 2, 7, 64)

@@ -9,9 +9,10 @@ from PIL import Image
 
 from toolkit.cores import available_cores
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.inference import predict
+from toolkit.inference import pipeline
 from toolkit.inference.model_file import find_model
-from toolkit.inference.predict import BATCH_SIZE, MAX_WORKERS, Failure, PathLike, Prediction, Source
+from toolkit.inference.paths import Failure, PathLike, Source
+from toolkit.inference.pipeline import BATCH_SIZE, MAX_WORKERS, Prediction
 from toolkit.inference.session import Session, open_model
 
 
@@ -60,11 +61,11 @@ class Classifier:
             UsageError: an option is out of range, or an array has another type or shape.
             ToolkitError: a picture cannot be read, or the model failed. `stream` goes on after a bad picture.
         """
-        predict.check_options(batch_size=batch_size, top=top)
+        pipeline.check_options(batch_size=batch_size, top=top)
         sources = [images] if isinstance(images, str | os.PathLike | np.ndarray | Image.Image) else images
         predictions = []
         options = {"workers": self._workers, "batch_size": batch_size, "top": top}
-        for result in predict.classify(self._session, _one_by_one(sources), **options):
+        for result in pipeline.classify(self._session, _one_by_one(sources), **options):
             if isinstance(result, Failure):
                 raise ToolkitError(result.error)
             predictions.append(result)
@@ -83,7 +84,7 @@ class Classifier:
             ToolkitError: the model failed.
         """
         several = [paths] if isinstance(paths, str | os.PathLike) else paths
-        return predict.stream(self._session, several, workers=self._workers, batch_size=batch_size, top=top)
+        return pipeline.stream(self._session, several, workers=self._workers, batch_size=batch_size, top=top)
 
 
 def _one_by_one(sources: Iterable[Source]) -> Iterator[Source]:

@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from toolkit.inference.predict import Prediction
-from toolkit.names import as_text, display
+from toolkit.files import as_text, display
+from toolkit.inference.pipeline import Prediction
 
 
 def formatted(predictions: Iterable[Prediction], format: str, *, top: int) -> Iterator[str]:

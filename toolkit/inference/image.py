@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from toolkit.errors import ToolkitError
-from toolkit.names import display
-from toolkit.regular_file import open_regular
+from toolkit.files import display, open_regular
 
 SIDE = 32
 

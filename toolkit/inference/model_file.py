@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from toolkit.errors import ToolkitError
-from toolkit.names import display
-from toolkit.regular_file import open_regular
+from toolkit.files import display, open_regular
 
 # Twenty times the largest network of this toolkit in float32; a model of this size still opens in seconds.
 MAX_MODEL_BYTES = 64 * 2**20

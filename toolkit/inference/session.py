@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from toolkit.cores import available_cores
 from toolkit.errors import ToolkitError, UsageError
+from toolkit.files import display
 from toolkit.inference.memory import limit_memory
 from toolkit.inference.model_file import read_model
-from toolkit.names import display
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 METADATA_PREFIX = "cifar."

@@ -1,11 +1,12 @@
 """Training: recipe and images in, checkpoint out."""
 
-from toolkit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from toolkit.training.data import DataSource, Images, find_data
-from toolkit.training.loop import EpochRecord, train
-from toolkit.training.recipe import Recipe, load_recipe
-from toolkit.training.run import RunFolder, create_run, newest_finished_run, open_run
-from toolkit.training.seeds import SeedRuns, Spread, begin_seeds, find_seeds, spread
+from toolkit.data.dataset import DataSource, find_data
+from toolkit.data.images import Images
+from toolkit.recipes.recipe import Recipe, load_recipe
+from toolkit.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from toolkit.runs.folder import RunFolder, create_run, newest_finished_run, open_run
+from toolkit.runs.seeds import SeedRuns, Spread, begin_seeds, find_seeds, spread
+from toolkit.training.trainer import EpochRecord, train
 
 __all__ = [
     "Checkpoint",

@@ -3,32 +3,14 @@
 Randomness comes from torch's default generator of that device, which the loop seeds at each epoch's start.
 """
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from toolkit.classes import MEAN, STD
 
 
 def padded(images: Tensor, padding: int) -> Tensor:
     """uint8 (N, 3, 32, 32) to (N, 32 + 2 * padding, 32 + 2 * padding, 3), channels last, black on all sides."""
     return F.pad(images, (padding,) * 4).permute(0, 2, 3, 1).contiguous()
-
-
-def normalised(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 (N, 3, H, W) to floats of mean 0 and variance 1 per channel, over the training images."""
-    scale, offset = _scale_and_offset(images.device)
-    return torch.addcmul(offset, images.float(), scale).to(dtype)
-
-
-@functools.cache
-def _scale_and_offset(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Float32 (1, 3, 1, 1) each. Made once a device: a copy from the host cannot be captured in a CUDA graph."""
-    std, mean = torch.tensor(STD, dtype=torch.float64), torch.tensor(MEAN, dtype=torch.float64)
-    scale, offset = 1 / (255 * std), -mean / std
-    return scale.float().view(1, 3, 1, 1).to(device), offset.float().view(1, 3, 1, 1).to(device)
 
 
 def crop_and_flip(images: Tensor, indices: Tensor, *, size: int, random_crop: bool, horizontal_flip: bool) -> Tensor:

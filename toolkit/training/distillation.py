@@ -1,15 +1,11 @@
 """Distillation: a network that was trained before teaches this one (Hinton et al., arXiv:1503.02531)."""
 
-import hashlib
-from typing import Any
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.training.checkpoint import Checkpoint
-from toolkit.training.recipe import Recipe
+from toolkit.recipes.recipe import Recipe
+from toolkit.runs.checkpoint import Checkpoint
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -65,17 +61,3 @@ def require_fitting(teacher: Checkpoint | None, recipe: Recipe, class_names: tup
             f"images that its student is validated on. Take --val-size {teachers}, or train a teacher with "
             f"--val-size {held_out}"
         )
-
-
-def teacher_identity(teacher: Checkpoint) -> dict[str, Any]:
-    """What a run records of its teacher: "model", "recipe" and "weights_sha256"; nothing of where it lay."""
-    return {"model": teacher.model, "recipe": teacher.recipe, "weights_sha256": _sha256(teacher.weights)}
-
-
-def _sha256(weights: dict[str, Tensor]) -> str:
-    """Over the names, shapes and values, in the order of the names: the same whatever file they came from."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(f"{name} {tuple(weights[name].shape)}\n".encode())
-        digest.update(weights[name].detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from toolkit.data.cifar import normalised
 from toolkit.errors import UsageError
-from toolkit.training.augment import crop_and_flip, mixup, normalised, random_erasing
+from toolkit.recipes.recipe import Recipe
+from toolkit.training.augment import crop_and_flip, mixup, random_erasing
 from toolkit.training.averaging import WeightAverage
-from toolkit.training.capture import CapturedStep, CudaGraphs, Recorder
+from toolkit.training.cuda_graph import CapturedStep, CudaGraphs, Recorder
 from toolkit.training.distillation import distillation_loss
-from toolkit.training.recipe import Recipe
 from toolkit.training.replay_check import ReplayCheck
 
 StepMode = Literal["auto", "eager", "graph"]

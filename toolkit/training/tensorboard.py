@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from toolkit.errors import ToolkitError
-from toolkit.training.loop import EpochRecord
+from toolkit.training.trainer import EpochRecord
 
 
 def logged(records: Iterable[EpochRecord], folder: Path) -> Iterator[EpochRecord]:

@@ -1,0 +1,319 @@
+"""Finding, reading, dividing and identifying the images; the real CIFAR-10 where $CIFAR_DATA names it."""
+
+import hashlib
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.datasets import CIFAR10 as TORCHVISION_CIFAR10
+
+from toolkit.data import cifar
+from toolkit.data.cifar import CIFAR10, CLASS_NAMES, MEAN, STD, read_cifar10
+from toolkit.data.dataset import DataSource, data_identity, data_status, find_data, write_samples
+from toolkit.data.images import Images
+from toolkit.data.split import split
+from toolkit.data.synthetic import DRAWN_CLASSES
+from toolkit.errors import ToolkitError, UsageError
+
+BATCHES = CIFAR10.folder
+
+
+@pytest.fixture
+def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No $CIFAR_DATA, and a cache folder of the test's own, which is returned."""
+    monkeypatch.delenv("CIFAR_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    return tmp_path / "caches" / "cifar"
+
+
+def lay_out(folder: Path) -> Path:
+    """Files with CIFAR-10's names, four images each, in `folder`; what they hold is small, so no MD5 is right."""
+    (folder / BATCHES).mkdir(parents=True)
+    for number, name in enumerate(CIFAR10.files):
+        pixels = np.random.default_rng(number).integers(0, 256, (4, 3072), dtype=np.uint8)
+        batch = {"data": pixels, "labels": [number, 1, 2, 3], "label_names": list(CLASS_NAMES)}
+        (folder / BATCHES / name).write_bytes(pickle.dumps(batch))
+    return folder
+
+
+def reader_of(folder: Path) -> type[Any]:
+    """torchvision's reader, expecting the MD5s of the files in `folder`."""
+
+    def md5(name: str) -> str:
+        return hashlib.md5((folder / BATCHES / name).read_bytes()).hexdigest()
+
+    class SmallCIFAR10(TORCHVISION_CIFAR10):  # type: ignore[misc]
+        train_list = [[name, md5(name)] for name, _ in TORCHVISION_CIFAR10.train_list]  # noqa: RUF012
+        test_list = [[name, md5(name)] for name, _ in TORCHVISION_CIFAR10.test_list]  # noqa: RUF012
+        meta = {**TORCHVISION_CIFAR10.meta, "md5": md5("batches.meta")}  # noqa: RUF012
+
+    return SmallCIFAR10
+
+
+# Where the data is looked for
+
+
+def test_the_named_folder_comes_before_the_variable_and_the_cache(
+    nothing_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay_out(nothing_set)
+    assert find_data().folder == nothing_set
+    monkeypatch.setenv("CIFAR_DATA", str(lay_out(tmp_path / "variable")))
+    assert find_data().folder == tmp_path / "variable"
+    named = lay_out(tmp_path / "named")
+    assert find_data(str(named)) == DataSource(name="cifar10", folder=named, class_names=CLASS_NAMES)
+
+
+def test_the_batches_folder_itself_may_be_named(nothing_set: Path, tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    assert find_data(str(tmp_path / BATCHES)).folder == tmp_path
+
+
+def test_a_relative_folder_may_be_named(nothing_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(lay_out(tmp_path) / BATCHES)
+    assert find_data(".").folder == tmp_path
+
+
+def test_an_empty_variable_counts_as_none(nothing_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR_DATA", "")
+    assert data_status().folder == nothing_set
+
+
+def test_demo_is_the_drawn_set_and_dot_demo_a_folder(
+    nothing_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lay_out(tmp_path / "demo")
+    assert find_data("demo") == DataSource(name="demo", folder=None, class_names=DRAWN_CLASSES)
+    assert find_data("./demo").folder == tmp_path / "demo"
+
+
+@pytest.mark.parametrize("chosen_by", ["--data", "$CIFAR_DATA"])
+@pytest.mark.parametrize("found", ["does not exist", "is not a folder", "has no", "lacks test_batch"])
+def test_a_named_folder_without_the_data_is_refused_and_not_written_to(
+    nothing_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen_by: str, found: str
+) -> None:
+    folder = tmp_path / "named"
+    match found:
+        case "is not a folder":
+            folder.touch()
+        case "has no":
+            folder.mkdir()
+        case "lacks test_batch":
+            (lay_out(folder) / BATCHES / "test_batch").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    if chosen_by == "$CIFAR_DATA":
+        monkeypatch.setenv("CIFAR_DATA", str(folder))
+    with pytest.raises(ToolkitError) as refused:
+        find_data(str(folder) if chosen_by == "--data" else None)
+    message = str(refused.value)
+    for part in [chosen_by, str(folder), found, BATCHES, f"cifar data --fetch --data {folder}"]:
+        assert part in message
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_without_fetching_an_empty_cache_is_refused(nothing_set: Path) -> None:
+    with pytest.raises(ToolkitError, match="`cifar data --fetch`"):
+        find_data(fetch=False)
+    assert not nothing_set.exists()
+
+
+def test_a_failed_download_says_how_to_provide_the_data_by_hand(
+    nothing_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cifar, "CIFAR10", replace(CIFAR10, urls=("http://127.0.0.1:9/cifar-10-python.tar.gz",)))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(ToolkitError, match=r"(?s)127.0.0.1:9.*by hand.*cifar-10-python.tar.gz.*--data FOLDER"):
+        find_data()
+
+
+def test_status_tells_damaged_missing_and_complete(nothing_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status = data_status()
+    assert (status.chosen_by, status.folder, status.complete) == ("the cache folder", nothing_set, False)
+    assert set(status.files.values()) == {"missing"}
+    lay_out(nothing_set)
+    assert set(data_status().files.values()) == {"damaged"}
+    assert data_status().train_count == 0
+    md5s = {name: hashlib.md5((nothing_set / BATCHES / name).read_bytes()).hexdigest() for name in CIFAR10.files}
+    monkeypatch.setattr(cifar, "CIFAR10", replace(CIFAR10, files=md5s))
+    status = data_status()
+    assert (status.complete, status.train_count, status.test_count) == (True, 50_000, 10_000)
+
+
+def test_status_of_the_drawn_set(nothing_set: Path) -> None:
+    status = data_status("demo")
+    assert (status.name, status.folder, status.complete) == ("demo", None, True)
+    assert (status.train_count, status.test_count) == (4_000, 1_000)
+
+
+# Reading
+
+
+def test_the_files_and_md5s_are_those_of_torchvision() -> None:
+    meta = TORCHVISION_CIFAR10.meta
+    known = dict(TORCHVISION_CIFAR10.train_list + TORCHVISION_CIFAR10.test_list) | {meta["filename"]: meta["md5"]}
+    assert CIFAR10.files == known
+    assert CIFAR10.md5 == TORCHVISION_CIFAR10.tgz_md5
+    assert CIFAR10.urls[0] == TORCHVISION_CIFAR10.url
+    assert CIFAR10.folder == TORCHVISION_CIFAR10.base_folder
+
+
+def test_reads_pixels_and_labels_in_the_files_order(tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    train = read_cifar10(tmp_path, train=True, reader=reader_of(tmp_path))
+    test = read_cifar10(tmp_path, train=False, reader=reader_of(tmp_path))
+    assert (len(train), len(test)) == (20, 4)
+    assert train.images.dtype == torch.uint8
+    assert train.images.is_contiguous()
+    assert train.labels.tolist() == [label for batch in range(5) for label in (batch, 1, 2, 3)]
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3072), dtype=np.uint8)  # a row: red, then green, then blue
+    assert torch.equal(train.images[:4], torch.from_numpy(pixels.reshape(4, 3, 32, 32)))
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_damaged_files_are_refused_with_the_way_out(tmp_path: Path, train: bool) -> None:
+    source = DataSource(name="cifar10", folder=lay_out(tmp_path), class_names=CLASS_NAMES)
+    with pytest.raises(ToolkitError, match=r"damaged or incomplete.*cifar data --fetch --data"):
+        source.train() if train else source.test()
+
+
+def test_the_drawn_set_through_its_source() -> None:
+    source = find_data("demo")
+    train, test = source.train(), source.test()
+    assert (len(train), len(test)) == (4_000, 1_000)
+    assert train.labels.bincount().tolist() == [400] * 10
+    assert test.labels.bincount().tolist() == [100] * 10
+
+
+def test_take_keeps_images_and_labels_together() -> None:
+    images = Images(images=torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1), labels=torch.arange(4))
+    taken = images.take(torch.tensor([3, 1]))
+    assert taken.images.flatten().tolist() == taken.labels.tolist() == [3, 1]
+
+
+# The validation split
+
+
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=1, max_size=60),
+    fraction=st.floats(0, 0.6),
+    seed=st.integers(0, 2**32),
+)
+@settings(deadline=None)
+def test_split_is_sorted_disjoint_complete_and_in_proportion(labels: list[int], fraction: float, seed: int) -> None:
+    val_size = int(fraction * len(labels))
+    tensor = torch.tensor(labels)
+    try:
+        train, val = split(tensor, val_size, seed=seed)
+    except UsageError:  # allowed only where some class is too small to give a share and keep an image
+        assert any(labels.count(label) - 1 < val_size * labels.count(label) / len(labels) + 1 for label in set(labels))
+        return
+    assert sorted(train.tolist() + val.tolist()) == list(range(len(labels)))
+    assert train.tolist() == sorted(train.tolist())
+    assert val.tolist() == sorted(val.tolist())
+    assert len(val) == val_size
+    for label in set(labels):
+        assert abs((tensor[val] == label).sum() - val_size * labels.count(label) / len(labels)) < 1
+        assert (tensor[train] == label).any()
+
+
+def test_split_depends_on_its_arguments_alone() -> None:
+    labels = torch.arange(100) % 10
+    torch.manual_seed(1)
+    first = split(labels, 20, seed=7)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = split(labels, 20, seed=7)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+    assert not torch.equal(split(labels, 20, seed=8)[1], first[1])
+
+
+def test_no_validation_images() -> None:
+    train, val = split(torch.arange(10), 0, seed=0)
+    assert train.tolist() == list(range(10))
+    assert val.shape == (0,)
+    assert val.dtype == torch.int64
+
+
+@pytest.mark.parametrize("val_size", [-1, 100, 101, 1_000])
+def test_impossible_validation_sizes_are_wrong_usage(val_size: int) -> None:
+    with pytest.raises(UsageError, match=str(val_size)):
+        split(torch.arange(100) % 10, val_size, seed=0)
+
+
+# Identity and samples
+
+
+def test_identity_is_a_sha256_of_pixels_then_labels() -> None:
+    images = Images(images=torch.arange(6, dtype=torch.uint8).view(2, 3, 1, 1), labels=torch.tensor([1, 258]))
+    expected = hashlib.sha256(bytes(range(6)) + bytes([1, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0])).hexdigest()
+    assert data_identity("demo", images) == {"name": "demo", "train_sha256": expected}
+
+
+def test_samples_are_the_first_test_images_of_each_class(tmp_path: Path) -> None:
+    source = find_data("demo")
+    paths = write_samples(source, tmp_path / "new", per_class=2)
+    names = [f"{name}-000{number}.png" for name in DRAWN_CLASSES for number in (1, 2)]
+    assert [path.name for path in paths] == names
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(names)
+    test = source.test()
+    second_ring = (test.labels == DRAWN_CLASSES.index("ring")).nonzero()[1].item()
+    with Image.open(tmp_path / "new" / "ring-0002.png") as picture:
+        assert (picture.format, picture.mode) == ("PNG", "RGB")
+        assert np.array_equal(np.asarray(picture), test.images[second_ring].permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("per_class", [0, -1, 101])
+def test_impossible_numbers_of_samples_are_wrong_usage(tmp_path: Path, per_class: int) -> None:
+    with pytest.raises(UsageError, match=r"1 to 100"):
+        write_samples(find_data("demo"), tmp_path, per_class=per_class)
+
+
+# The real CIFAR-10
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif(os.environ.get("CIFAR_DATA", "demo") in ("", "demo"), reason="$CIFAR_DATA names no folder")
+class TestRealData:
+    @pytest.fixture(scope="class")
+    def train(self) -> Images:
+        return find_data().train()
+
+    def test_checksums(self) -> None:
+        status = data_status()
+        assert set(status.files.values()) == {"ok"}
+        assert (status.train_count, status.test_count) == (50_000, 10_000)
+
+    def test_shapes_and_class_counts(self, train: Images) -> None:
+        test = find_data().test()
+        assert train.images.shape == (50_000, 3, 32, 32)
+        assert test.images.shape == (10_000, 3, 32, 32)
+        assert train.labels.bincount().tolist() == [5_000] * 10
+        assert test.labels.bincount().tolist() == [1_000] * 10
+
+    def test_mean_and_std_are_those_that_normalise(self, train: Images) -> None:
+        values = torch.arange(256, dtype=torch.float64) / 255
+        for channel in range(3):
+            counts = torch.bincount(train.images[:, channel].flatten(), minlength=256).double()
+            mean = (counts * values).sum() / counts.sum()
+            std = ((counts * (values - mean) ** 2).sum() / counts.sum()).sqrt()
+            assert round(mean.item(), 4) == MEAN[channel]
+            assert round(std.item(), 4) == STD[channel]
+
+    def test_the_split_holds_out_500_of_each_class(self, train: Images) -> None:
+        train_indices, val_indices = split(train.labels, 5_000, seed=0)
+        assert len(train_indices) == 45_000
+        assert train.labels[val_indices].bincount().tolist() == [500] * 10
+
+    def test_identity(self, train: Images) -> None:
+        known = "973ef2abb5897efc795681a4d79a6f5f642fa2bcb1a828f7476017c89db53a57"
+        assert data_identity("cifar10", train) == {"name": "cifar10", "train_sha256": known}

@@ -1,0 +1,47 @@
+"""The drawn data set: the form of CIFAR-10, balanced, repeatable, and not to be told apart pixel by pixel."""
+
+import pytest
+import torch
+
+from toolkit.data.synthetic import DRAWN_CLASSES, TEST_SEED, TRAIN_SEED, draw
+
+
+@pytest.mark.parametrize("count", [1, 10, 37])
+def test_has_the_form_of_cifar10(count: int) -> None:
+    images, labels = draw(count, seed=0)
+    assert images.shape == (count, 3, 32, 32)
+    assert images.dtype == torch.uint8
+    assert images.is_contiguous()
+    assert labels.shape == (count,)
+    assert labels.dtype == torch.int64
+    assert torch.bincount(labels, minlength=10).max() == -(-count // 10)
+
+
+def test_there_are_ten_classes_equally_often() -> None:
+    assert len(DRAWN_CLASSES) == 10
+    assert draw(200, seed=3)[1].bincount().tolist() == [20] * 10
+
+
+def test_the_seed_alone_decides() -> None:
+    images, labels = draw(50, seed=4)
+    torch.manual_seed(0)
+    same_images, same_labels = draw(50, seed=4)
+    other_images, _ = draw(50, seed=5)
+    assert torch.equal(images, same_images)
+    assert torch.equal(labels, same_labels)
+    assert not torch.equal(images, other_images)
+
+
+def test_training_and_test_pictures_differ() -> None:
+    train, _ = draw(200, seed=TRAIN_SEED)
+    test, _ = draw(200, seed=TEST_SEED)
+    assert len(torch.unique(torch.cat([train, test]).flatten(1), dim=0)) == 400
+
+
+def test_the_mean_pictures_of_the_classes_tell_little() -> None:
+    """The nearest class mean names a held-out picture right hardly more often than chance: the set is not trivial."""
+    images, labels = draw(1_000, seed=6)
+    pixels = images.flatten(1).float()
+    means = torch.stack([pixels[:500][labels[:500] == label].mean(dim=0) for label in range(10)])
+    nearest = torch.cdist(pixels[500:], means).argmin(dim=1)
+    assert (nearest == labels[500:]).float().mean() < 0.3

@@ -1,0 +1,63 @@
+"""ONNX files of a few weights, and pictures of one colour that they tell apart."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from toolkit.data.cifar import CLASS_NAMES
+
+
+def tiny_model(
+    *, float_nchw: bool = False, metadata: dict[str, str] | None = None, images: str = "images", batch: Any = "batch"
+) -> onnx.ModelProto:
+    """Averages each channel of a picture; class i's logit is a tenth of red, green or blue (i modulo 3)."""
+    kind, shape, axes = (
+        (TensorProto.FLOAT, [batch, 3, 32, 32], [2, 3])
+        if float_nchw
+        else (TensorProto.UINT8, [batch, 32, 32, 3], [1, 2])
+    )
+    weights = np.zeros((3, 10), np.float32)
+    weights[np.arange(10) % 3, np.arange(10)] = 0.1 * (255 if float_nchw else 1)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", [images], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["floats", "axes"], ["means"], keepdims=0),
+            helper.make_node("MatMul", ["means", "weights"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info(images, kind, shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 10]) for name in ("logits", "probabilities")],
+        [numpy_helper.from_array(np.array(axes, np.int64), "axes"), numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    claims = {"class_names": json.dumps(CLASS_NAMES), "model": "tiny"} if metadata is None else metadata
+    helper.set_model_props(model, {f"cifar.{key}": value for key, value in claims.items()} | {"other": "ignored"})
+    return model
+
+
+def saved(folder: Path, model: onnx.ModelProto) -> Path:
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def external(tensor: onnx.TensorProto, location: str) -> None:
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+
+
+COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}
+
+
+def draw(path: Path, colour: str = "red") -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        Image.new("RGB", (40, 36), COLOURS[colour]).save(file, "PNG")
+    return str(path)

@@ -1,0 +1,1 @@
+"""Benchmarks: timings of training, prediction and deployment on this machine."""

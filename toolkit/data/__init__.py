@@ -1,0 +1,1 @@
+"""Data: labelled images, found, checked, divided and drawn."""

@@ -1,0 +1,1 @@
+"""Evaluation: the figures of a model on labelled images, and plots."""

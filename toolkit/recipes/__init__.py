@@ -1,0 +1,1 @@
+"""Recipes: every choice of a training run, its presets and its schedule."""

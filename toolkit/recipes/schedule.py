@@ -1,0 +1,30 @@
+"""The learning rate as a pure function of how many epochs have passed."""
+
+import math
+
+from toolkit.recipes.recipe import Recipe
+
+
+def learning_rate(recipe: Recipe, epochs_done: float) -> float:
+    """The learning rate of the step that begins when `epochs_done` epochs (a fraction counts) have passed.
+
+    A linear warm-up, then cosine annealing (Loshchilov and Hutter, arXiv:1608.03983, without restarts), a linear fall
+    to zero, or step decay, over what is left of `recipe.epochs`.
+    """
+    if epochs_done < recipe.warmup_epochs:
+        return recipe.learning_rate * epochs_done / recipe.warmup_epochs
+    if recipe.lr_schedule == "step_decay":
+        milestones_passed = sum(epochs_done >= milestone for milestone in recipe.lr_milestones)
+        return recipe.learning_rate * recipe.lr_gamma**milestones_passed
+    left = max(recipe.epochs - recipe.warmup_epochs, 1e-9)
+    progress = (epochs_done - recipe.warmup_epochs) / left  # in [0, 1)
+    if recipe.lr_schedule == "linear":
+        return recipe.learning_rate * (1 - progress)
+    return recipe.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+
+def crop_size_of(recipe: Recipe, epoch: int) -> int:
+    """Side of an epoch's crops, pixels: small in the first share of the epochs that the recipe names, then 32."""
+    augmentation = recipe.data_augmentation
+    small_epochs = round(augmentation.small_crop_share * recipe.epochs)
+    return augmentation.small_crop_size if epoch <= small_epochs else 32

@@ -1,0 +1,1 @@
+"""Runs: their folders, their checkpoints, and several seeds of one recipe."""
