@@ -1,4 +1,4 @@
-"""Every error that the toolkit raises on purpose, each with the exit code of the command that meets it."""
+"""The errors that the toolkit raises, each with the exit code of the command; the first line of any other error."""
 
 
 class ToolkitError(Exception):
@@ -17,3 +17,8 @@ class ModelRejected(ToolkitError):
     """A model did not pass the gate (`toolkit.deploy.verify`)."""
 
     exit_code = 3
+
+
+def first_line(error: BaseException, *, limit: int = 300) -> str:
+    """The first line of an error's message, or the name of its type; at most `limit` characters."""
+    return ((str(error).strip() or type(error).__name__).splitlines()[0])[:limit]

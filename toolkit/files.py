@@ -105,6 +105,15 @@ def display(name: str | os.PathLike[str]) -> str:
     return text if text.isprintable() else "".join(map(_shown, text))
 
 
+def shorten(value: object, *, limit: int = 120) -> str:
+    """A value from a file as a message may hold it: printable, one line, at most `limit` characters."""
+    try:
+        text = display(value if isinstance(value, str) else repr(value))
+    except (ValueError, RecursionError):  # a number of thousands of digits; tables nested beyond Python's limit
+        return "a value too long to show"
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
 def as_text(name: str | os.PathLike[str]) -> str:
     r"""`name` as valid Unicode for JSON and CSV: a byte that is not UTF-8 becomes `\xff`, all else is kept."""
     return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

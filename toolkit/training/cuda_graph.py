@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from toolkit.errors import first_line
+from toolkit.reporting import Note
 from toolkit.training.replay_check import ReplayCheck
 
 WARM_UP_STEPS = 3  # as torch's documentation advises: libraries choose their algorithms and allocate their workspaces
@@ -88,7 +90,7 @@ class CapturedStep:
         recorder: Recorder,
         check: ReplayCheck,
         before_recording: Callable[[], None],
-        note: Callable[[str], None],
+        note: Note,
     ) -> None:
         self.step, self.recorder, self.check = step, recorder, check
         self.before_recording, self.note = before_recording, note
@@ -138,8 +140,3 @@ class CapturedStep:
         self.replays.clear()
         self.note(f"steps run eagerly, one kernel at a time: {reason}")
         return False
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, without the pages that compilers and CUDA add."""
-    return (str(error).strip() or type(error).__name__).split("\n")[0]

@@ -1,6 +1,5 @@
 """One training step: indices of a batch in, updated weights out; sums for the metrics stay on the device."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from toolkit.data.cifar import normalised
 from toolkit.errors import UsageError
 from toolkit.recipes.recipe import Recipe
+from toolkit.reporting import Note, ignore
 from toolkit.training.augment import crop_and_flip, mixup, random_erasing
 from toolkit.training.averaging import WeightAverage
 from toolkit.training.cuda_graph import CapturedStep, CudaGraphs, Recorder
@@ -59,7 +59,7 @@ class TrainingStep:
         teacher: nn.Module | None = None,
         average: WeightAverage | None = None,
         mode: StepMode = "eager",
-        note: Callable[[str], None] = lambda text: None,
+        note: Note = ignore,
     ) -> None:
         self.network = network
         self.optimizer = optimizer
@@ -143,7 +143,7 @@ class TrainingStep:
         """Float32 (B, K), without gradients."""
         return self._logits(teacher, images)
 
-    def _capture(self, recorder: Recorder, note: Callable[[str], None]) -> CapturedStep:
+    def _capture(self, recorder: Recorder, note: Note) -> CapturedStep:
         scales = [group["lr_scale"] for group in self.optimizer.param_groups]
         highest = [self.recipe.learning_rate * scale for scale in scales]
         rates = list(zip(self._rates, highest, strict=True))
