@@ -76,8 +76,8 @@ def measured(name: str, recipe: Recipe, *, seeds: int, source: DataSource, runs:
     """Train what is not finished; then each seed's figures in percent, their spread, and the mean curve."""
     together = begin_seeds(recipe, seeds=seeds, source=source, name=name.replace(" ", "-"), root=runs)
     for run in together.unfinished():
-        for record in train(run.recipe(), source=source, run=run, resume=True):
-            print(f"{run.path}: epoch {record.epoch}/{recipe.epochs}", file=sys.stderr)
+        print(f"training {run.path}", file=sys.stderr)
+        train(run.recipe(), source=source, run=run, resume=True)
     summary = together.write_summary()
     curves = [[100 * epoch["val_accuracy"] for epoch in run.read_metrics()] for run in together.runs]
     tests = evaluate_seeds(together, source=source).metrics

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from tests.support.sources import coloured_source
+from tests.support.training import train_epochs
 from toolkit.recipes.recipe import Recipe
 from toolkit.runs.checkpoint import load_checkpoint
 from toolkit.runs.folder import RunFolder, create_run, open_run
@@ -42,8 +43,7 @@ def go_on(run: RunFolder) -> None:
             print("started", flush=True)
             started = True
 
-    for _ in train(run.recipe(), source=coloured_source(), run=run, device="cpu", resume=True, progress=progress):
-        pass
+    train(run.recipe(), source=coloured_source(), run=run, device="cpu", resume=True, on_progress=progress)
 
 
 def kill_once(run: RunFolder, life: float) -> bool:
@@ -84,7 +84,7 @@ def main() -> None:
         root = Path(folder)
         recipe = recipe_for(epochs=20 * options.kills)
         run = create_run(recipe, stem="killed", root=root)
-        next(train(recipe, source=coloured_source(), run=run, device="cpu"))
+        train_epochs(run, coloured_source(), 1)
         kills = epoch = 0
         while kills < options.kills and kill_once(run, moments.uniform(0, LONGEST_LIFE)):
             kills += 1
@@ -93,9 +93,7 @@ def main() -> None:
             print(f"kill {kills}: epoch {epoch}, all loads; {leftovers} temporary files left", flush=True)
         short = root / "short"
         whole = create_run(recipe, stem="whole", root=short)
-        for record in train(recipe, source=coloured_source(), run=whole, device="cpu"):
-            if record.epoch == epoch:
-                break
+        train_epochs(whole, coloured_source(), epoch)
         same = load_checkpoint(whole.last).weights
         assert all(torch.equal(value, same[name]) for name, value in load_checkpoint(run.last).weights.items())
         print(f"{kills} kills; after epoch {epoch} the weights are those of a run that was never killed")

@@ -1,5 +1,11 @@
 """What the tests share: small data sets, short recipes, and the command line as a user runs it."""
 
+import os
+
+# Before torch is imported, here and in the processes that tests start: on small tensors one thread is as fast as two,
+# and much faster beside other programs, whose turns on the cores the threads would otherwise wait for.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import contextlib
 from collections.abc import Callable
 from pathlib import Path

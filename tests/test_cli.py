@@ -10,12 +10,11 @@ import sys
 import pytest
 import torch
 
-import cli
 from models import build_model
 from tests.support.sources import ROOT, coloured_source
 from toolkit import __version__
 from toolkit.data.dataset import data_identity, find_data
-from toolkit.recipes.recipe import Recipe
+from toolkit.recipes.recipe import Recipe, recipe_keys
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 
@@ -72,7 +71,7 @@ def test_a_finished_run_is_not_resumed(trained, cifar):
 def test_resume_keeps_its_own_recipe(trained, cifar):
     done = cifar("train", "--resume", "demo-resnet20-seed0", "--epochs", 3, cwd=trained[0])
     assert done.returncode == 2
-    assert "leave out --recipe, --name, --teacher and the recipe's flags" in done.stderr
+    assert "leave out --recipe, --name, --teacher and the flags of the recipe" in done.stderr
 
 
 def test_a_run_teaches_another_and_what_does_not_fit_is_refused_before_a_folder_is_made(trained, cifar, tmp_path):
@@ -114,7 +113,8 @@ def test_evaluate_a_run_as_table_json_and_picture(trained, cifar):
 @pytest.fixture
 def coloured(tmp_path, monkeypatch):
     """An empty folder, a short recipe in it, and a tiny data set in the place of CIFAR-10."""
-    monkeypatch.setattr("toolkit.data.dataset.find_data", lambda *arguments, **options: coloured_source())
+    for place in ("toolkit.data.dataset.find_data", "toolkit.training.launch.find_data"):
+        monkeypatch.setattr(place, lambda *arguments, **options: coloured_source())
     crops = {"small_crop_size": 8, "small_crop_share": 1.0}
     recipe = Recipe.from_dict({"epochs": 2, "batch_size": 50, "data_augmentation": crops, "run": {"val_size": 50}})
     (tmp_path / "short.toml").write_text(recipe.as_toml())
@@ -138,15 +138,15 @@ def test_seeds_are_trained_interrupted_gone_on_with_and_evaluated(coloured, cifa
         interrupt_at(patch, 10)  # of six a seed: in the second epoch of seed 1
         done = cifar(*train, "--device", "cpu", cwd=coloured)
     assert (done.returncode, done.stdout) == (130, "")
-    again = done.stderr.split("Go on with: ")[1]
+    again = done.stderr.split("1 of 2 epochs are kept in runs/short-resnet20-seeds/seed1. Resume with: ")[1]
     assert again.strip() == (
         "cifar train --seeds 2 --recipe runs/short-resnet20-seeds/seed0/recipe.toml --name short-resnet20-seeds "
         "--device cpu"
     )
     done = cifar(*shlex.split(again)[1:], "--json", cwd=coloured)
     assert done.returncode == 0, done.stderr
-    assert "Finished before, and kept: runs/short-resnet20-seeds/seed0" in done.stderr
-    assert "Going on with resnet20 on coloured, in runs/short-resnet20-seeds/seed1" in done.stderr
+    assert "Finished before: runs/short-resnet20-seeds/seed0" in done.stderr
+    assert "Resuming resnet20 on coloured, in runs/short-resnet20-seeds/seed1" in done.stderr
     assert "  1/2 " not in done.stderr  # an epoch that was done is not trained again
     summary = json.loads(done.stdout)
     assert (summary["folder"], summary["n"], len(summary["seeds"])) == ("runs/short-resnet20-seeds", 2, 2)
@@ -155,7 +155,7 @@ def test_seeds_are_trained_interrupted_gone_on_with_and_evaluated(coloured, cifa
 
     refused = cifar(*train, "--epochs", 3, cwd=coloured)
     assert refused.returncode == 2
-    assert "was begun with another recipe (epochs was 2, now 3)" in refused.stderr
+    assert "has another recipe (epochs was 2, now 3)" in refused.stderr
 
     table = cifar("evaluate", "short-resnet20-seeds", cwd=coloured)
     assert [line.split()[0] for line in table.stdout.splitlines()] == ["seed", "0", "1", "mean", "std", "minimum"]
@@ -169,7 +169,7 @@ def test_seeds_are_trained_interrupted_gone_on_with_and_evaluated(coloured, cifa
     for option in (["--plot", "x.png"], ["--provider", "cpu"]):
         assert cifar("evaluate", "short-resnet20-seeds", *option, cwd=coloured).returncode == 2
     exported = cifar("export", "m.onnx", "--run", "short-resnet20-seeds", cwd=coloured)
-    assert "name one of them, such as runs/short-resnet20-seeds/seed0" in exported.stderr
+    assert "holds several seeds: name one of them, such as runs/short-resnet20-seeds/seed0" in exported.stderr
 
 
 def test_seeds_as_a_table(coloured, cifar):
@@ -255,12 +255,12 @@ def test_a_model_of_other_data_is_not_judged(trained, cifar, tmp_path):
         (["train", "--data", "demo"], 2, "a validation size of 5000 leaves no training image"),
         (["train", "--data", "nowhere"], 1, "no CIFAR-10 where --data points"),
         (["train", "--resume", "nothing"], 1, "no run 'nothing'; the runs in runs are: none yet"),
-        (["train", "--seeds", "3", "--seed", "1"], 2, "--seeds N trains the seeds 0 to N-1"),
-        (["train", "--seeds", "3", "--resume", "x"], 2, "when the same command is given again: leave out --resume"),
+        (["train", "--seeds", "3", "--seed", "1"], 2, "--seeds N trains the seeds 0 to N - 1: leave out --seed"),
+        (["train", "--seeds", "3", "--resume", "x"], 2, "--resume resumes one run: leave out --seeds"),
         (["train", "--seeds", "0"], 2, "Invalid value for '--seeds'"),
-        (["train", "--seeds", "2", "--name", "a/b", "--data", "demo"], 2, "'a/b' is no name for a run"),
+        (["train", "--seeds", "2", "--name", "a/b", "--data", "demo"], 2, "'a/b' cannot name a run"),
         (["train", "--colour"], 2, "No such option"),
-        (["evaluate", "--data", "demo"], 1, "there is no finished run in runs: `cifar train` makes one"),
+        (["evaluate", "--data", "demo"], 1, "no run in runs has finished: `cifar train` starts one"),
         (
             ["export", "m.onnx", "--min-accuracy", "nan", "--checkpoint", "x.pt", "--data", "demo"],
             2,
@@ -278,15 +278,17 @@ def test_a_model_of_other_data_is_not_judged(trained, cifar, tmp_path):
         ),
         (["export", "m.onnx", "--checkpoint", "x.pt", "--data", "demo"], 1, "no checkpoint at x.pt"),
         (["export", "m.onnx", "--checkpoint", "x.pt", "--run", "y"], 2, "give --run or --checkpoint, not both"),
-        (["export", ".", "--checkpoint", "x.pt", "--data", "demo"], 2, "is a folder: name the file"),
+        (["train", "--recipe", "fsat"], 2, "no recipe 'fsat' (did you mean 'fast'?)"),
+        (["train", "--step", "graph", "--device", "cpu"], 2, "only CUDA captures graphs"),
+        (["export", "/dev/null", "--checkpoint", "x.pt", "--data", "demo"], 1, "is no ordinary file"),
         (["evaluate", "modle.onnx"], 1, "no such file: modle.onnx"),
         (["evaluate", "--plot", "c.svg"], 2, "must end in .png"),
-        (["export"], 2, "Missing argument"),
+        (["export"], 1, "no run in runs has finished: `cifar train` starts one"),
         (["verify", "nothing.onnx", "--data", "demo"], 1, "nothing.onnx"),
         (["predict", "x.png", "--model", "nothing.onnx"], 1, "nothing.onnx"),
-        (["predict", "x.png", "--format", "xml"], 2, "--format must be one of table, json, jsonl, csv, not 'xml'"),
+        (["predict", "x.png", "--format", "xml"], 2, "'xml' is not one of 'table', 'json', 'jsonl', 'csv'"),
         (["predict"], 2, "Missing argument"),
-        (["data", "--data", "nowhere"], 1, "the data are not complete"),
+        (["data", "--data", "nowhere"], 1, "the data are incomplete"),
         (["fly"], 2, "No such command"),
     ],
 )
@@ -310,16 +312,65 @@ def test_data_as_json(cifar):
     assert (status["name"], status["complete"], status["train_count"]) == ("demo", True, 4000)
 
 
-def test_train_has_no_flag_that_is_not_passed_on():
-    """Every parameter of `train` is either a key of the recipe or used by name in its body."""
-    import inspect
+def flag_and_value(key):
+    """Command-line words for a key of the recipe, with a value that is not its default, and that value."""
+    if key.type is bool:
+        return [f"--no-{key.flag[2:]}"], False
+    values = {"early_stopping": ("4", 4), "lr_milestones": ("1,2", [1, 2]), "int": ("3", 3), "float": ("0.25", 0.25)}
+    choices = {"SGD": "Adam", "cosine_annealing": "linear", "resnet20": "m6", "auto": "float32"}
+    values |= {default: (other, other) for default, other in choices.items()}
+    kind = key.name if key.name in values else key.default if isinstance(key.default, str) else key.type.__name__
+    word, value = values[kind]
+    return [key.flag, word], value
 
-    from toolkit.recipes.recipe import recipe_keys
 
-    source = inspect.getsource(cli.train)
-    body = source[source.index('"""Train') :]
-    for name in set(inspect.signature(cli.train).parameters) - {key.name for key in recipe_keys()}:
-        assert name in body, name
+def test_every_key_of_the_recipe_has_a_flag_that_reaches_the_recipe(cifar, tmp_path, monkeypatch):
+    flags, expected = [], {"data_augmentation": {}, "run": {}}
+    for key in recipe_keys():
+        words, value = flag_and_value(key)
+        flags += words
+        (expected[key.table] if key.table else expected)[key.name] = value
+    launched = []
+
+    def launch(options, **callbacks):
+        launched.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("toolkit.training.launch.launch", launch)
+    assert cifar("train", *flags, cwd=tmp_path).returncode == 130
+    assert launched[0].changes == expected
+
+
+def test_the_warm_up_scales_with_the_epochs(cifar, coloured):
+    recipe = Recipe.from_dict({"epochs": 4, "warmup_epochs": 2, "run": {"val_size": 0}})
+    (coloured / "warm.toml").write_text(recipe.as_toml())
+    done = cifar("train", "--recipe", "warm.toml", "--epochs", 1, "--name", "warm", cwd=coloured)
+    assert done.returncode == 0, done.stderr
+    assert "Warm-up scaled with the epochs, to 0.5 epochs" in done.stderr
+    assert "warmup_epochs = 0.5" in (coloured / "runs/warm/recipe.toml").read_text()
+
+
+def test_a_start_that_fails_leaves_no_run(cifar, coloured):
+    for options in (["--val-size", 5000], ["--seeds", 2, "--val-size", 5000]):
+        done = cifar("train", "--recipe", "short.toml", *options, cwd=coloured)
+        assert done.returncode == 2
+        assert not list(coloured.glob("runs/**/recipe.toml"))
+
+
+def test_an_unfinished_run_is_named_before_a_second_one_starts(cifar, coloured, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1)
+        done = cifar("train", "--recipe", "short.toml", cwd=coloured)
+    assert "no epoch was completed in runs/short-resnet20-seed0. Resume with: cifar train --resume runs" in done.stderr
+    done = cifar("train", "--recipe", "short.toml", "--epochs", 1, cwd=coloured)
+    assert "runs/short-resnet20-seed0 is unfinished; this starts a new run. To resume that one instead" in done.stderr
+    assert (coloured / "runs/short-resnet20-seed0-2/summary.json").is_file()
+
+
+def test_quiet_leaves_the_result_alone_on_stdout(trained, cifar):
+    done = cifar("evaluate", "--data", "demo", "--quiet", cwd=trained[0])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Accuracy")
 
 
 def test_python_cli_py_is_the_cifar_command():

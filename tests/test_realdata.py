@@ -11,7 +11,7 @@ from toolkit.deploy import verify
 from toolkit.evaluation.evaluate import evaluate
 from toolkit.recipes.recipe import load_recipe
 from toolkit.runs.folder import create_run
-from toolkit.training.trainer import train
+from toolkit.training.trainer import EpochRecord, train
 
 WEIGHTS = ROOT / "toolkit" / "weights"
 
@@ -27,7 +27,9 @@ def test_an_epoch_of_real_training_learns(tmp_path: Path) -> None:
         {"epochs": 1, "warmup_epochs": 0.2, "data_augmentation": {"small_crop_share": 1.0}}
     )
     run = create_run(recipe, stem="real", root=tmp_path)
-    (record,) = train(recipe, source=find_data(), run=run)
+    records: list[EpochRecord] = []
+    train(recipe, source=find_data(), run=run, on_epoch=records.append)
+    (record,) = records
     summary = run.read_summary()
     assert (summary["train_images"], summary["val_images"]) == (45_000, 5_000)
     assert record.val_accuracy is not None

@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from models.cost import Cost
     from toolkit.bench.deploy import DeploymentBenchmark, SideResult
     from toolkit.bench.predict import PredictionBenchmark
     from toolkit.bench.train import TrainingBenchmark
@@ -237,6 +238,15 @@ def doctor_lines(findings: "Sequence[Finding]") -> str:
         lines.append(f"{mark:<4}{finding.name:<{width}}{finding.found}")
         if finding.remedy:
             lines.append(" " * (4 + width) + f"-> {finding.remedy}")
+    return "\n".join(lines)
+
+
+def models_lines(costs: "Sequence[Cost]") -> str:
+    """The networks: parameters, multiply-accumulates, and whether they are under the design's ceiling."""
+    lines = [f"{'model':<15}{'parameters':>12}{'multiply-accumulates':>22}   under the ceiling"]
+    for cost in costs:
+        under = "yes" if cost.under_ceiling else "no"
+        lines.append(f"{cost.model:<15}{cost.parameters:>12,}{cost.multiply_accumulates:>22,}   {under}")
     return "\n".join(lines)
 
 

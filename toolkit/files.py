@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, UsageError
 
 
 @contextmanager
@@ -41,6 +41,22 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise ToolkitError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def require_writable(path: Path, *, suffix: str = "") -> None:
+    """Check before long work that a result can be written to `path`.
+
+    Raises:
+        UsageError: the name lacks `suffix`.
+        ToolkitError: `path` is not a regular file, or its folder cannot be written to.
+    """
+    if not path.name.lower().endswith(suffix):
+        raise UsageError(f"{display(path)} must end in {suffix}")
+    if path.exists() and not path.is_file():
+        raise ToolkitError(f"cannot write {display(path)}: it exists and is no ordinary file")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ToolkitError(f"cannot write {display(path)}: {display(folder)} is not a folder that can be written to")
 
 
 def _mode_of_new_files() -> int:
@@ -105,13 +121,18 @@ def display(name: str | os.PathLike[str]) -> str:
     return text if text.isprintable() else "".join(map(_shown, text))
 
 
-def shorten(value: object, *, limit: int = 120) -> str:
-    """A value from a file as a message may hold it: printable, one line, at most `limit` characters."""
+def shorten(text: str, *, limit: int = 120) -> str:
+    """Text from a file as a message may hold it: printable, one line, at most `limit` characters."""
+    text = display(text)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def quote(value: object, *, limit: int = 120) -> str:
+    """The `repr` of a value from a file, shortened as `shorten` does."""
     try:
-        text = display(value if isinstance(value, str) else repr(value))
+        return shorten(repr(value), limit=limit)
     except (ValueError, RecursionError):  # a number of thousands of digits; tables nested beyond Python's limit
         return "a value too long to show"
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def as_text(name: str | os.PathLike[str]) -> str:

@@ -16,13 +16,13 @@ from tests.support.deploy import Case, tiny_case
 from tests.support.hostile import archive, contents, full_disk, linux, read_only, values_of_a_checkpoint
 from tests.support.onnx_models import draw, saved, tiny_model
 from tests.support.sources import ROOT, Done, FixedSource, coloured_source
+from tests.support.training import train_epochs
 from toolkit.data.dataset import data_identity, find_data
 from toolkit.deploy import export_onnx
 from toolkit.errors import ToolkitError
 from toolkit.recipes.recipe import Recipe
 from toolkit.runs.checkpoint import load_checkpoint
 from toolkit.runs.folder import create_run, open_run
-from toolkit.training.trainer import train
 
 pytestmark = [pytest.mark.hostile, linux]
 
@@ -78,21 +78,19 @@ def test_no_checkpoint_fits_on_the_disk(cifar: Cifar, tmp_path: Path) -> None:
 def test_the_disk_fills_while_training_and_the_run_goes_on_later(how: str, tmp_path: Path, recipe: Recipe) -> None:
     source = coloured_source()
     whole = create_run(recipe, stem="whole", root=tmp_path)
-    list(train(recipe, source=source, run=whole, device="cpu"))
+    train_epochs(whole, source)
     run = create_run(recipe, stem="run", root=tmp_path)
-    epochs = train(recipe, source=source, run=run, device="cpu")
-    next(epochs)
+    train_epochs(run, source, 1)
     before = contents(run.path)
     trouble = full_disk(room=300) if how == "full" else read_only(run.path)
     with pytest.raises(ToolkitError, match="cannot write"), trouble:
-        next(epochs)
-    epochs.close()
+        train_epochs(run, source, 1, resume=True)
     after = contents(run.path)
     assert {name: after[name] for name in before if name.endswith(".pt")} == {
         name: content for name, content in before.items() if name.endswith(".pt")
     }
     assert not list(run.path.glob(".*.partial"))
-    list(train(recipe, source=source, run=open_run(str(run.path)), device="cpu", resume=True))
+    train_epochs(open_run(str(run.path)), source, resume=True)
     weights, expected = (load_checkpoint(folder.last).weights for folder in (run, whole))
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert [record["epoch"] for record in run.read_metrics()] == [1, 2, 3]

@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from tests.support.sources import coloured_source
-from tests.support.training import interrupting, run_all, same_weights, weights_of
+from tests.support.training import interrupt_after, run_all, same_weights, train_epochs, weights_of
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.evaluation.evaluate import evaluate, evaluate_seeds
 from toolkit.recipes.recipe import Recipe
 from toolkit.runs.checkpoint import load_checkpoint, teacher_identity
 from toolkit.runs.folder import create_run, newest_finished_run, open_run
 from toolkit.runs.seeds import begin_seeds, find_seeds, open_seeds, spread
-from toolkit.training.trainer import train
 
 SEEDS = 3
 
@@ -35,7 +34,7 @@ def short() -> Recipe:
 
 def train_rest(together, source, **options):
     for run in together.unfinished():
-        list(train(run.recipe(), source=source, run=run, device="cpu", resume=True, **options))
+        train_epochs(run, source, resume=True, **options)
     return together.write_summary()
 
 
@@ -111,10 +110,10 @@ def test_what_differs_between_seeds_stands_with_each(tmp_path, source, short):
 def test_interrupted_and_gone_on_with_is_as_uninterrupted(tmp_path, source, short, trained, steps):
     together = begin_seeds(short, seeds=SEEDS, source=source, name="three", root=tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        train_rest(together, source, progress=interrupting(after=steps))
+        train_rest(together, source, on_progress=interrupt_after(steps))
     finished = {run.path.name: run.summary.stat().st_mtime_ns for run in together.runs if run.is_finished}
     assert len(finished) == steps // 8
-    with pytest.raises(ToolkitError, match="these are not finished: .*seed2"):
+    with pytest.raises(ToolkitError, match="these are unfinished: .*seed2"):
         together.write_summary()
     torch.manual_seed(4)
     again = begin_seeds(short, seeds=SEEDS, source=source, name="three", root=tmp_path)
@@ -139,19 +138,19 @@ def test_more_seeds_may_be_asked_for_later_but_not_fewer(tmp_path, source, short
 def test_a_changed_recipe_is_refused_and_named(tmp_path, source, short):
     begin_seeds(short, seeds=2, source=source, name="x", root=tmp_path)
     changed = short.replaced({"epochs": 5, "data_augmentation": {"mixup_alpha": 0.0}})
-    with pytest.raises(UsageError, match=r"seed0 was begun with another recipe \(epochs was 2, now 5, mixup_alpha was"):
+    with pytest.raises(UsageError, match=r"seed0 has another recipe \(epochs was 2, now 5, mixup_alpha was"):
         begin_seeds(changed, seeds=2, source=source, name="x", root=tmp_path)
     begin_seeds(short.replaced({"run": {"seed": 3}}), seeds=2, source=source, name="x", root=tmp_path)  # no change
     run = open_seeds(tmp_path / "x").runs[1]
     run.write_recipe(run.recipe().replaced({"learning_rate": 0.01}))
-    with pytest.raises(UsageError, match="seed1 was begun with another recipe .learning_rate was 0.01, now 0.05"):
+    with pytest.raises(UsageError, match="seed1 has another recipe .learning_rate was 0.01, now 0.05"):
         begin_seeds(short, seeds=2, source=source, name="x", root=tmp_path)
 
 
 def test_other_data_are_refused(tmp_path, source, short):
     together = begin_seeds(short, seeds=2, source=source, name="x", root=tmp_path)
     begin_seeds(short, seeds=2, source=coloured_source(train=210), name="x", root=tmp_path)  # nothing is trained yet
-    list(train(together.runs[0].recipe(), source=source, run=together.runs[0], device="cpu"))
+    train_epochs(together.runs[0], source)
     with pytest.raises(ToolkitError, match="was trained on"):
         begin_seeds(short, seeds=2, source=coloured_source(train=210), name="x", root=tmp_path)
 
@@ -160,15 +159,15 @@ def test_seeds_learn_from_one_teacher_which_the_summary_names(tmp_path, source, 
     teacher, another = (load_checkpoint(run.last) for run in trained.runs[:2])
     taught = short.replaced({"distillation_weight": 0.5})
     together = begin_seeds(taught, seeds=2, source=source, name="x", root=tmp_path, teacher=teacher)
-    list(train(together.runs[0].recipe(), source=source, run=together.runs[0], device="cpu", teacher=teacher))
+    train_epochs(together.runs[0], source, teacher=teacher)
     for other in (None, another):
-        with pytest.raises(ToolkitError, match="seed0 was begun with another teacher"):
+        with pytest.raises(ToolkitError, match="seed0 has another teacher"):
             begin_seeds(taught, seeds=2, source=source, name="x", root=tmp_path, teacher=other)
     together = begin_seeds(taught, seeds=2, source=source, name="x", root=tmp_path, teacher=teacher)
     assert train_rest(together, source, teacher=teacher)["teacher"] == teacher_identity(teacher)
 
 
-@pytest.mark.parametrize(("seeds", "name", "message"), [(0, "x", "from 1, not 0"), (2, "../x", "is no name for a run")])
+@pytest.mark.parametrize(("seeds", "name", "message"), [(0, "x", "from 1, not 0"), (2, "../x", "cannot name a run")])
 def test_impossible_requests_make_nothing(tmp_path, source, short, seeds, name, message):
     with pytest.raises(UsageError, match=message):
         begin_seeds(short, seeds=seeds, source=source, name=name, root=tmp_path / "runs")
@@ -177,12 +176,12 @@ def test_impossible_requests_make_nothing(tmp_path, source, short, seeds, name, 
 
 def test_a_run_by_itself_takes_no_seeds_and_seeds_are_no_run(tmp_path, source, short):
     create_run(short, stem="x", root=tmp_path)
-    with pytest.raises(UsageError, match="is a run by itself"):
+    with pytest.raises(UsageError, match="is a single run"):
         begin_seeds(short, seeds=2, source=source, name="x", root=tmp_path)
     begin_seeds(short, seeds=2, source=source, name="y", root=tmp_path)
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match="exists: choose another --name"):
         create_run(short, stem="y", name="y", root=tmp_path)
-    with pytest.raises(ToolkitError, match="holds a run for each of several seeds: name one of them"):
+    with pytest.raises(ToolkitError, match="holds several seeds: name one of them"):
         open_run("y", root=tmp_path)
     with pytest.raises(ToolkitError, match="no run 'z'; the runs in .* are: x, y/seed0, y/seed1"):
         open_run("z", root=tmp_path)
@@ -218,11 +217,11 @@ def test_on_all_images_the_last_epoch_is_evaluated_and_nothing_is_said_of_valida
 
 def test_evaluation_leaves_no_seed_out_and_takes_no_stranger(tmp_path, source, short):
     together = begin_seeds(short.replaced({"epochs": 1}), seeds=2, source=source, name="x", root=tmp_path)
-    list(train(together.runs[0].recipe(), source=source, run=together.runs[0], device="cpu"))
-    with pytest.raises(ToolkitError, match=r"of the 2 seeds .* these are not finished: seed1\. .*--resume .*seed1"):
+    train_epochs(together.runs[0], source)
+    with pytest.raises(ToolkitError, match=r"of the 2 seeds .* these are unfinished: seed1\. .*--resume .*seed1"):
         evaluate_seeds(open_seeds(tmp_path / "x"), source=source)
     other = together.runs[1]
     other.write_recipe(other.recipe().replaced({"dropout_rate": 0.1}))
-    list(train(other.recipe(), source=source, run=other, device="cpu"))
-    with pytest.raises(ToolkitError, match="seed1 was begun with another recipe .*: undo"):
+    train_epochs(other, source)
+    with pytest.raises(ToolkitError, match="seed1 has another recipe .*: undo"):
         evaluate_seeds(together, source=source)

@@ -1,5 +1,7 @@
 """Runs to the end and their comparison; single steps, and graphs that are recorded without a GPU."""
 
+import contextlib
+
 import torch
 from torch import nn
 
@@ -13,9 +15,27 @@ from toolkit.training.step import TrainingStep
 from toolkit.training.trainer import train
 
 
+class Stopped(Exception):
+    """Ends a training from a callback."""
+
+
+def train_epochs(run, source, epochs=None, **options):
+    """Train a run on the CPU, to the end or for so many epochs; return the records of these epochs."""
+    records = []
+
+    def on_epoch(record):
+        records.append(record)
+        if len(records) == epochs:
+            raise Stopped
+
+    with contextlib.suppress(Stopped):
+        train(run.recipe(), source=source, run=run, device="cpu", on_epoch=on_epoch, **options)
+    return records
+
+
 def run_all(recipe, source, root, **options):
     run = create_run(recipe, stem="run", root=root)
-    return run, list(train(recipe, source=source, run=run, device="cpu", **options))
+    return run, train_epochs(run, source, **options)
 
 
 def weights_of(path):
@@ -33,7 +53,7 @@ def losses(records):
 def resumed_exactly(run, source, *, whole, records):
     """Resume the run to its end; its losses and checkpoints must be those of `whole`, which was never interrupted."""
     again = open_run(str(run.path))
-    rest = list(train(again.recipe(), source=source, run=again, device="cpu", resume=True))
+    rest = train_epochs(again, source, resume=True)
     assert losses(rest) == losses(records)[len(records) - len(rest) :]
     assert [record["epoch"] for record in again.read_metrics()] == [record.epoch for record in records]
     for name in ("best", "last"):
@@ -41,14 +61,15 @@ def resumed_exactly(run, source, *, whole, records):
     return len(rest)
 
 
-def interrupting(*, after):
-    calls = iter(range(after))
+def interrupt_after(steps):
+    """A progress callback that interrupts the training after so many steps."""
+    calls = iter(range(steps))
 
-    def progress(done, images):
+    def on_progress(done, images):
         if next(calls, None) is None:
             raise KeyboardInterrupt
 
-    return progress
+    return on_progress
 
 
 PLAIN = {"random_crop": False, "horizontal_flip": False, "mixup_alpha": 0.0}

@@ -13,18 +13,19 @@ from tests.support.training import (
     FakeGraphs,
     SmallNetwork,
     captured,
+    interrupt_after,
     losses_of,
     make_step,
     resumed_exactly,
     run_all,
     same_weights,
+    train_epochs,
 )
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.recipes.recipe import Recipe, load_recipe
 from toolkit.runs.checkpoint import load_checkpoint, save_checkpoint, teacher_identity
 from toolkit.runs.folder import create_run
 from toolkit.training.distillation import distillation_loss, require_fitting
-from toolkit.training.trainer import train
 
 TEACHING = {"distillation_weight": 0.6, "distillation_temperature": 3.0}
 AUGMENTED = {"mixup_alpha": 0.2, "random_erasing": 0.5}
@@ -158,15 +159,11 @@ def test_resume_is_exact_and_needs_no_teacher_to_be_named(tmp_path, source, stud
     recipe = student.replaced({"ema_decay": ema_decay})
     whole, records = run_all(recipe, source, tmp_path, teacher=teacher)
     run = create_run(recipe, stem="broken", root=tmp_path)
-    epochs = train(
-        recipe, source=source, run=run, device="cpu", teacher=teacher, progress=interrupted_if(boundary == 0)
-    )
     if boundary == 0:
         with pytest.raises(KeyboardInterrupt):
-            next(epochs)
-    for _ in range(boundary):
-        next(epochs)
-    epochs.close()
+            train_epochs(run, source, teacher=teacher, on_progress=interrupt_after(0))
+    else:
+        train_epochs(run, source, boundary, teacher=teacher)
     assert resumed_exactly(run, source, whole=whole, records=records) == 3 - boundary
 
 
@@ -175,25 +172,15 @@ def test_a_run_that_was_stopped_before_anything_was_saved_takes_the_teacher_that
 ):
     run = create_run(student, stem="stopped", root=tmp_path)
     with pytest.raises(ToolkitError, match=r"teacher\.pt is missing"):
-        next(train(student, source=source, run=run, device="cpu", resume=True))
-    next(train(student, source=source, run=run, device="cpu", resume=True, teacher=teacher))
+        train_epochs(run, source, 1, resume=True)
+    train_epochs(run, source, 1, resume=True, teacher=teacher)
     assert teacher_identity(load_checkpoint(run.teacher)) == teacher_identity(teacher)
-
-
-def interrupted_if(wanted):
-    def progress(done, images):
-        if wanted:
-            raise KeyboardInterrupt
-
-    return progress
 
 
 def begun(recipe, source, root, teacher):
     """A run with one epoch behind it."""
     run = create_run(recipe, stem="begun", root=root)
-    epochs = train(recipe, source=source, run=run, device="cpu", teacher=teacher)
-    next(epochs)
-    epochs.close()
+    train_epochs(run, source, 1, teacher=teacher)
     return run
 
 
@@ -202,12 +189,12 @@ def test_resume_refuses_another_teacher_and_none(tmp_path, source, student, teac
     changed = {name: value * 1.01 if value.is_floating_point() else value for name, value in teacher.weights.items()}
     save_checkpoint(dataclasses.replace(teacher, weights=changed), run.teacher)
     with pytest.raises(ToolkitError, match="teacher.pt is not the teacher that the run began with"):
-        list(train(student, source=source, run=run, device="cpu", resume=True))
+        train_epochs(run, source, resume=True)
     run.teacher.unlink()
-    with pytest.raises(ToolkitError, match="teacher.pt is missing.*put the teacher's checkpoint back there"):
-        list(train(student, source=source, run=run, device="cpu", resume=True))
+    with pytest.raises(ToolkitError, match="teacher.pt is missing.*restore the teacher's checkpoint there"):
+        train_epochs(run, source, resume=True)
     save_checkpoint(teacher, run.teacher)
-    assert len(list(train(student, source=source, run=run, device="cpu", resume=True))) == 2
+    assert len(train_epochs(run, source, resume=True)) == 2
 
 
 def test_a_weight_without_a_teacher_and_the_reverse(recipe, student, teacher):

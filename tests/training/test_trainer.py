@@ -16,7 +16,15 @@ import torch.nn.functional as F
 
 from models import build_model
 from tests.support.sources import ROOT, FixedSource, coloured_images, coloured_source
-from tests.support.training import interrupting, losses, resumed_exactly, run_all, same_weights, weights_of
+from tests.support.training import (
+    interrupt_after,
+    losses,
+    resumed_exactly,
+    run_all,
+    same_weights,
+    train_epochs,
+    weights_of,
+)
 from toolkit.data.cifar import normalised
 from toolkit.data.images import Images
 from toolkit.data.split import split_images
@@ -62,27 +70,23 @@ def test_resume_is_exact_from_every_epoch_boundary(tmp_path, source, recipe, opt
     recipe = recipe.replaced({"optimizer": optimizer, "learning_rate": {"Adam": 1e-3}.get(optimizer, 0.05)})
     whole, records = run_all(recipe, source, tmp_path)
     run = create_run(recipe, stem="broken", root=tmp_path)
-    epochs = train(recipe, source=source, run=run, device="cpu")
-    if boundary == 0:  # killed in the first epoch
+    if boundary == 0:  # interrupted in the first epoch
         with pytest.raises(KeyboardInterrupt):
-            next(train(recipe, source=source, run=run, device="cpu", progress=interrupting(after=1)))
-    for _ in range(boundary):
-        next(epochs)
-    epochs.close()
+            train_epochs(run, source, on_progress=interrupt_after(1))
+    else:
+        train_epochs(run, source, boundary)
     torch.manual_seed(987)  # the state of the generators must not matter
     assert resumed_exactly(run, source, whole=whole, records=records) == 3 - boundary
 
 
 def test_metrics_of_an_epoch_that_will_be_repeated_are_dropped(tmp_path, source, recipe):
     run = create_run(recipe, stem="run", root=tmp_path)
-    epochs = train(recipe, source=source, run=run, device="cpu")
-    next(epochs)
-    epochs.close()
+    train_epochs(run, source, 1)
     run.append_metrics({"epoch": 2, "train_loss": 0.0})  # written just before the process was killed
     with run.metrics.open("a") as file:
         file.write('{"epoch": 3, "tra')
     (run.path / ".last.pt.x1y2.partial").write_bytes(b"half a checkpoint")
-    list(train(recipe, source=source, run=run, device="cpu", resume=True))
+    train_epochs(run, source, resume=True)
     assert [record["epoch"] for record in run.read_metrics()] == [1, 2, 3]
     assert run.read_metrics()[1]["train_loss"] > 0
     assert not list(run.path.glob("*.partial"))
@@ -92,49 +96,42 @@ def test_metrics_of_an_epoch_that_will_be_repeated_are_dropped(tmp_path, source,
 def test_resume_refuses_other_data(tmp_path, source, recipe):
     run, _ = run_all(recipe, source, tmp_path)
     with pytest.raises(ToolkitError, match="was trained on"):
-        list(train(recipe, source=coloured_source(train=210), run=run, device="cpu", resume=True))
+        train_epochs(run, coloured_source(train=210), resume=True)
 
 
 def test_resume_refuses_a_recipe_that_was_edited(tmp_path, source, recipe):
     """Another split would report validation images that the network was trained on."""
     run = create_run(recipe, stem="run", root=tmp_path)
-    epochs = train(recipe, source=source, run=run, device="cpu")
-    next(epochs)
-    epochs.close()
+    train_epochs(run, source, 1)
     (run.path / "recipe.toml").write_text(recipe.replaced({"run": {"val_size": 10}}).as_toml())
-    with pytest.raises(ToolkitError, match="is no longer the recipe that the run began with"):
-        list(train(run.recipe(), source=source, run=run, device="cpu", resume=True))
+    with pytest.raises(ToolkitError, match="recipe.toml differs from the recipe in last.pt: undo the change"):
+        train_epochs(run, source, resume=True)
 
 
 def test_resume_of_a_run_that_was_stopped_before_it_began_begins(tmp_path, source, recipe):
     run = create_run(recipe, stem="run", root=tmp_path)
-    assert len(list(train(recipe, source=source, run=run, device="cpu", resume=True))) == 3
+    assert len(train_epochs(run, source, resume=True)) == 3
 
 
 def test_resume_of_a_run_that_lost_its_last_checkpoint_begins_anew(tmp_path, source, recipe):
     run, records = run_all(recipe, source, tmp_path)
     run.last.unlink()
-    assert len(list(train(recipe, source=source, run=run, device="cpu", resume=True))) == 3
+    assert len(train_epochs(run, source, resume=True)) == 3
     assert [line["train_loss"] for line in run.read_metrics()] == [record.train_loss for record in records]
 
 
 def test_two_processes_do_not_train_one_run(tmp_path, source, recipe):
     run = create_run(recipe, stem="run", root=tmp_path)
-    epochs = train(recipe, source=source, run=run, device="cpu")
-    next(epochs)
-    with pytest.raises(ToolkitError, match="another process is training in"):
-        next(train(recipe, source=source, run=run, device="cpu", resume=True))
-    epochs.close()
-    assert len(list(train(recipe, source=source, run=run, device="cpu", resume=True))) == 2
+    with run.locked(), pytest.raises(ToolkitError, match="another process is training in"):
+        train_epochs(run, source)
+    assert len(train_epochs(run, source)) == 3
 
 
 def test_a_resumed_run_without_its_metrics_still_ends(tmp_path, source, recipe):
     run = create_run(recipe, stem="run", root=tmp_path)
-    epochs = train(recipe, source=source, run=run, device="cpu")
-    [next(epochs) for _ in range(3)]
-    epochs.close()
+    train_epochs(run, source, 3)
     run.metrics.unlink()
-    assert list(train(recipe, source=source, run=run, device="cpu", resume=True)) == []
+    assert train_epochs(run, source, resume=True) == []
     assert run.read_summary()["epochs"] == 3
 
 
@@ -148,7 +145,7 @@ def test_a_validation_size_is_taken_at_its_word(source):
 def test_last_checkpoint_is_there_before_the_first_step(tmp_path, source, recipe):
     run = create_run(recipe, stem="run", root=tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        next(train(recipe, source=source, run=run, device="cpu", progress=interrupting(after=0)))
+        train_epochs(run, source, on_progress=interrupt_after(0))
     assert load_checkpoint(run.last).epoch == 0
 
 
@@ -211,7 +208,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_boundary(tmp_path,
     recipe = recipe.replaced({"learning_rate": 1e30, "lr_schedule": "linear", "warmup_epochs": 0})
     run = create_run(recipe, stem="run", root=tmp_path)
     with pytest.raises(ToolkitError, match="loss of epoch 1 is not finite.*Try a learning rate below"):
-        list(train(recipe, source=source, run=run, device="cpu"))
+        train_epochs(run, source)
     assert load_checkpoint(run.last).epoch == 0
     assert all(value.isfinite().all() for value in weights_of(run.last).values())
     assert not run.is_finished
@@ -219,7 +216,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_boundary(tmp_path,
 
 def test_unknown_device(tmp_path, source, recipe):
     with pytest.raises(UsageError, match="cannot use the device 'gpu': the devices are auto, cpu, cuda, cuda:N"):
-        list(train(recipe, source=source, run=create_run(recipe, stem="run", root=tmp_path), device="gpu"))
+        train(recipe, source=source, run=create_run(recipe, stem="run", root=tmp_path), device="gpu")
 
 
 @pytest.mark.parametrize(("optimizer", "rate"), [("SGD", 1e-2), ("Adam", 1e-4)])

@@ -1,10 +1,12 @@
 """The images: find CIFAR-10 or the drawn set, load it as uint8 tensors, identify it, and write samples."""
 
+import dataclasses
 import hashlib
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,7 +15,7 @@ from toolkit.data import cifar, synthetic
 from toolkit.data.download import Progress, state_of_files
 from toolkit.data.images import Images
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.files import replacing
+from toolkit.files import as_text, replacing
 
 DEMO = "demo"  # the word that stands for the drawn set; "./demo" is a folder
 
@@ -75,6 +77,10 @@ class DataStatus:
     @property
     def complete(self) -> bool:
         return all(state == "ok" for state in self.files.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        folder = as_text(self.folder) if self.folder else None
+        return dataclasses.asdict(self) | {"folder": folder, "complete": self.complete}
 
 
 def cache_folder() -> Path:

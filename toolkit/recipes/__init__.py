@@ -1,1 +1,1 @@
-"""Recipes: every choice of a training run, its presets and its schedule."""
+"""Recipes: hyperparameters, their presets and the learning rate schedule."""

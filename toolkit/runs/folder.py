@@ -1,8 +1,10 @@
-"""The run folder: where a training run keeps its recipe, metrics, checkpoints, summary and pictures."""
+"""The run folder: recipe, metrics, checkpoints, summary and pictures of one training run; finding runs."""
 
+import itertools
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +14,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.files import display, open_regular, replacing
+from toolkit.files import display, open_regular, quote, replacing
 from toolkit.recipes.recipe import Recipe, load_recipe
+from toolkit.reporting import Note, ignore
 
 RUNS = Path("runs")
 
@@ -22,7 +25,7 @@ MAX_METRICS_BYTES = 64 * 2**20  # a quarter of a million epochs
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of one run, by name."""
+    """The paths of one run's files."""
 
     path: Path
 
@@ -36,7 +39,7 @@ class RunFolder:
 
     @property
     def teacher(self) -> Path:
-        """A copy of the teacher's checkpoint, in a run that has one."""
+        """Copy of the teacher's checkpoint, in a run that distils."""
         return self.path / "teacher.pt"
 
     @property
@@ -53,7 +56,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training in this folder. Raises `ToolkitError` where one does."""
+        """Lock the folder against other processes. Raises `ToolkitError` if one is training in it."""
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
             lock.acquire()
@@ -67,13 +70,13 @@ class RunFolder:
             lock.release()
 
     def recipe(self) -> Recipe:
-        """The run's resolved recipe. Raises `ToolkitError` where it is missing."""
+        """Read the resolved recipe. Raises `ToolkitError` if it is missing."""
         if not (self.path / "recipe.toml").is_file():
             raise ToolkitError(f"{self.path} is not a run folder: it holds no recipe.toml")
         return load_recipe(str(self.path / "recipe.toml"))
 
     def write_recipe(self, recipe: Recipe) -> None:
-        """Write `recipe.toml`, and the folder where there is none: what makes it a run. May raise `ToolkitError`."""
+        """Write `recipe.toml`, creating the folder if needed. Raises `ToolkitError` if it cannot be written."""
         with replacing(self.path / "recipe.toml") as temporary:
             temporary.write_text(recipe.as_toml(), encoding="utf-8")
 
@@ -86,7 +89,7 @@ class RunFolder:
             raise ToolkitError(f"cannot write {self.metrics}: {error.strerror or error}") from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All epochs so far; a line that a crash left half-written is passed over.
+        """Read the records of all epochs so far, skipping a line that a crash left half-written.
 
         Raises:
             ToolkitError: the file cannot be read, or has more than `MAX_METRICS_BYTES`.
@@ -106,7 +109,7 @@ class RunFolder:
         return records
 
     def keep_metrics(self, epochs: int) -> None:
-        """Drop the lines of epochs that come after the first `epochs`: they will be trained again."""
+        """Drop the records of epochs after the first `epochs`: they will be trained again."""
         if not os.path.lexists(self.metrics):
             return
         kept = [record for record in self.read_metrics() if record["epoch"] <= epochs]
@@ -114,9 +117,21 @@ class RunFolder:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
     def remove_leftovers(self) -> None:
-        """Remove the temporary files of a process that was killed while it wrote."""
+        """Remove temporary files of a process that was killed while writing."""
         for leftover in self.path.glob(".*.partial"):
             leftover.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the folder with all that is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def data_name(self) -> str | None:
+        """Name of the data set that a finished run was trained on; None if its summary cannot be read."""
+        try:
+            name = self.read_summary()["data"]["name"]
+        except (ToolkitError, LookupError, TypeError):
+            return None
+        return name if isinstance(name, str) else None
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`, which marks the run as finished."""
@@ -124,71 +139,80 @@ class RunFolder:
             temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
     def read_summary(self) -> dict[str, Any]:
-        """The final figures. Raises `ToolkitError` where the run is not finished, or the file cannot be read."""
+        """Read the summary. Raises `ToolkitError` if the run is unfinished or the file cannot be read."""
         if not self.is_finished:
-            raise ToolkitError(
-                f"the run {self.path} is not finished: `cifar train --resume {self.path}` goes on with it"
-            )
+            raise ToolkitError(f"the run {self.path} is unfinished: resume it with `cifar train --resume {self.path}`")
         with open_regular(self.summary, max_bytes=MAX_METRICS_BYTES) as file:
             content = file.read(MAX_METRICS_BYTES)
         try:
             values: dict[str, Any] = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise ToolkitError(
-                f"{self.summary} is damaged ({display(str(error))}): remove it, and `cifar train --resume {self.path}` "
-                "writes it anew"
+                f"{self.summary} is damaged ({display(str(error))}): remove it, and rewrite it with `cifar train "
+                f"--resume {self.path}`"
             ) from error
         return values
 
 
 def create_run(recipe: Recipe, *, stem: str, name: str | None = None, root: Path = RUNS) -> RunFolder:
-    """A new folder under `root` with the recipe in it; a folder that exists is never taken.
+    """Create a folder under `root` that holds the recipe; an existing folder is never used.
 
     Args:
         recipe: written as `recipe.toml`.
-        stem: what a run without a name is called; a number is added where that is taken.
-        name: the name that the user wants.
+        stem: name of a run without `name`; a number is added if it is taken.
+        name: requested name.
         root: the folder of runs.
 
     Raises:
-        UsageError: the name is taken or no plain folder name.
-        ToolkitError: the folder cannot be made.
+        UsageError: the name is taken, or cannot be the name of a folder.
+        ToolkitError: the folder cannot be created.
     """
     if name is not None:
         require_name(name)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        path = _new_folder(root, [name] if name else _numbered(stem))
+        path = _make_folder(root, [name] if name else _numbered(stem))
     except OSError as error:
-        raise ToolkitError(f"cannot make a run folder in {root}: {error.strerror or error}") from error
+        raise ToolkitError(f"cannot create a run folder in {root}: {error.strerror or error}") from error
     run = RunFolder(path)
     run.write_recipe(recipe)
     return run
 
 
 def require_name(name: str) -> None:
-    """Raises `UsageError` where `name` is no plain folder name."""
+    """Raises `UsageError` if `name` cannot be the name of a run's folder."""
     if not re.fullmatch(r"[\w][\w.+-]*", name):
-        raise UsageError(f"{name!r} is no name for a run: use letters, digits, '.', '_', '+' and '-'")
+        raise UsageError(f"{quote(name)} cannot name a run: use letters, digits, '.', '_', '+' and '-'")
 
 
 def _numbered(stem: str) -> list[str]:
     return [stem, *(f"{stem}-{number}" for number in range(2, 10_000))]
 
 
-def _new_folder(root: Path, names: list[str]) -> Path:
-    """Make the first folder that does not exist yet; `mkdir` decides, so two processes never share one."""
+def _make_folder(root: Path, names: list[str]) -> Path:
+    """Create the first folder that does not exist yet; `mkdir` decides, so two processes never share one."""
     for name in names:
         try:
             (root / name).mkdir()
         except FileExistsError:
             continue
         return root / name
-    raise UsageError(f"the run {root / names[0]} exists already: give another --name, or --resume {root / names[0]}")
+    raise UsageError(f"the run {root / names[0]} exists: choose another --name, or --resume {root / names[0]}")
+
+
+def unfinished_run(stem: str, *, root: Path = RUNS) -> RunFolder | None:
+    """The newest run with this stem that can be resumed; None if there is none."""
+    checkpoints = [root / name / "last.pt" for name in _existing(stem, root)]
+    found = [path for path in checkpoints if path.is_file() and not RunFolder(path.parent).is_finished]
+    return RunFolder(max(found, key=_modified).parent) if found else None
+
+
+def _existing(stem: str, root: Path) -> Iterator[str]:
+    return itertools.takewhile(lambda name: (root / name).exists(), _numbered(stem))
 
 
 def open_run(name_or_path: str, *, root: Path = RUNS) -> RunFolder:
-    """A run by its path, or by its name under `root`, as `fast` or `fast-seeds/seed0`.
+    """Open a run by its path, or by its name under `root`, such as `fast` or `fast-seeds/seed0`.
 
     Raises:
         ToolkitError: there is no such run, or the folder holds several seeds.
@@ -197,22 +221,65 @@ def open_run(name_or_path: str, *, root: Path = RUNS) -> RunFolder:
         if (path / "recipe.toml").is_file():
             return RunFolder(path)
         if (path / "seed0" / "recipe.toml").is_file():
-            raise ToolkitError(
-                f"{path} holds a run for each of several seeds: name one of them, such as {path / 'seed0'}"
-            )
-    names = sorted(path.parent.relative_to(root).as_posix() for path in _in_runs(root, "recipe.toml"))
-    known = ", ".join(names) or "none yet"
-    raise ToolkitError(f"no run {name_or_path!r}; the runs in {root} are: {known}")
+            raise ToolkitError(f"{path} holds several seeds: name one of them, such as {path / 'seed0'}")
+    names = sorted(path.parent.relative_to(root).as_posix() for path in _find_in_runs(root, "recipe.toml"))
+    raise ToolkitError(f"no run {quote(name_or_path)}; the runs in {root} are: {', '.join(names) or 'none yet'}")
 
 
-def newest_finished_run(*, root: Path = RUNS) -> RunFolder:
-    """The run that finished last, be it by itself or one of several seeds. Raises `ToolkitError` where none has."""
-    summaries = sorted(_in_runs(root, "summary.json"), key=lambda path: path.stat().st_mtime)
-    if not summaries:
-        raise ToolkitError(f"there is no finished run in {root}: `cifar train` makes one")
-    return RunFolder(summaries[-1].parent)
+def newest_finished_run(*, data: str | None = None, root: Path = RUNS, note: Note = ignore) -> RunFolder:
+    """Return the run that finished last, single or one of several seeds.
+
+    Args:
+        data: name of a data set whose runs are preferred, such as "cifar10".
+        root: the folder of runs.
+        note: called if newer runs are passed over: unfinished ones, and those of other data.
+
+    Raises:
+        ToolkitError: no run has finished.
+    """
+    runs = [RunFolder(path.parent) for path in _find_in_runs(root, "recipe.toml")]
+    finished = sorted((run for run in runs if run.is_finished), key=lambda run: _modified(run.summary), reverse=True)
+    if not finished:
+        raise ToolkitError(f"no run in {root} has finished: `cifar train` starts one")
+    fitting = (run for run in finished if data is not None and run.data_name() == data)
+    chosen = next(fitting, finished[0])
+    newer = [run for run in runs if run.last.is_file() and _modified(run.last) > _modified(chosen.summary)]
+    if newer:
+        names = ", ".join(str(run.path) for run in newer)
+        note(
+            f"Using {chosen.path}, not the newer {names} ({'of other data' if newer[0].is_finished else 'unfinished'})"
+        )
+    return chosen
 
 
-def _in_runs(root: Path, file: str) -> list[Path]:
-    """That file of every run in `root`, those of several seeds (`toolkit.runs.seeds`) included."""
+def find_checkpoint(target: str | None, *, data: str | None = None, root: Path = RUNS, note: Note = ignore) -> Path:
+    """Return the file that `target` names: itself, or the best checkpoint of a run.
+
+    Args:
+        target: a file, or a run by name or path; None for the newest finished run.
+        data: see `newest_finished_run`.
+        root: the folder of runs.
+        note: called if the run is unfinished, or if newer runs are passed over.
+
+    Raises:
+        ToolkitError: no such file or run, or the run has completed no epoch.
+    """
+    if target is not None and os.path.lexists(target) and not os.path.isdir(target):
+        return Path(target)
+    if target is not None and Path(target).suffix in (".onnx", ".pt"):
+        raise ToolkitError(f"no such file: {display(target)}")
+    run = newest_finished_run(data=data, root=root, note=note) if target is None else open_run(target, root=root)
+    if not run.best.is_file():
+        raise ToolkitError(f"the run {run.path} has completed no epoch: `cifar train --resume {run.path}`")
+    if not run.is_finished:
+        note(f"The run {run.path} is unfinished: using its best epoch so far")
+    return run.best
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _find_in_runs(root: Path, file: str) -> list[Path]:
+    """That file of every run in `root`, including runs of several seeds (`toolkit.runs.seeds`)."""
     return [*root.glob(f"*/{file}"), *root.glob(f"*/seed*/{file}")]

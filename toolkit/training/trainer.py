@@ -1,7 +1,7 @@
-"""The training loop: `train` yields one record an epoch, and keeps the best and the last checkpoint on disk.
+"""The training loop: `train` runs the epochs, keeps the best and the last checkpoint on disk, and writes a summary.
 
-All randomness of an epoch follows from the seed and the epoch's number alone. So a resumed run needs no generator's
-state to go on exactly as the uninterrupted one would.
+All randomness of an epoch follows from the seed and the number of the epoch. So a run can be resumed from an epoch
+boundary without the state of any generator, and on the same machine gives bit-identical weights.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -37,6 +37,7 @@ from toolkit.evaluation.metrics import Metrics, compute_logits, measure
 from toolkit.evaluation.plots import plot_confusion, plot_curves
 from toolkit.recipes.recipe import Recipe
 from toolkit.recipes.schedule import crop_size_of, learning_rate
+from toolkit.reporting import Note, Progress, ignore
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, teacher_identity
 from toolkit.runs.folder import RunFolder
 from toolkit.training.augment import padded
@@ -45,25 +46,22 @@ from toolkit.training.distillation import require_fitting
 from toolkit.training.optimizers import make_optimizer
 from toolkit.training.step import StepMode, TrainingStep, choose_mode
 
-Progress = Callable[[int, int], None]  # images of this epoch done, and in all
-Note = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch gave: a line of `metrics.jsonl`.
+    """Measurements of one epoch: a line of `metrics.jsonl`.
 
     Attributes:
         epoch: counted from 1.
-        learning_rate: of the epoch's last step.
-        train_loss: mean over the images, augmented, with the weights as they were at each step, the teacher's share
-            included; nats.
-        train_accuracy: likewise, in [0, 1]; under mixup a label counts by its share in the image.
+        learning_rate: of the last step of the epoch.
+        train_loss: mean over the augmented images, each with the weights at its step; includes the teacher's share;
+            nats.
+        train_accuracy: as `train_loss`, in [0, 1]; under mixup a label counts by its share in the image.
         val_loss: after the epoch, without augmentation, of the averaged weights if the recipe averages them; None
             without validation images.
-        val_accuracy: likewise, in [0, 1].
+        val_accuracy: as `val_loss`, in [0, 1].
         seconds: wall time of the epoch, validation included.
-        images_per_second: training images by the wall time of the steps alone.
+        images_per_second: training images divided by the wall time of the steps alone.
     """
 
     epoch: int
@@ -84,37 +82,42 @@ def train(
     device: str = "auto",
     resume: bool = False,
     teacher: Checkpoint | None = None,
-    progress: Progress | None = None,
     mode: StepMode = "auto",
-    note: Note | None = None,
-) -> Iterator[EpochRecord]:
-    """Train by `recipe`, yield a record after each epoch, and write the run folder's files.
+    on_epoch: Callable[[EpochRecord], object] = ignore,
+    on_progress: Progress = ignore,
+    note: Note = ignore,
+) -> dict[str, Any]:
+    """Train by `recipe` to the end, write the files of the run folder, and return the summary.
 
-    `last.pt` is there before the first step and is replaced after each epoch; `best.pt` holds the epoch with the
-    highest validation accuracy, or the last epoch where no images are held out. Where the recipe averages the weights,
-    the averages are what is validated and kept; `last.pt` holds the weights behind them as well, to go on from. When
-    the last record has been taken, `summary.json` and the pictures are written, which marks the run as finished.
+    `last.pt` exists before the first step and is replaced after each epoch. `best.pt` holds the epoch with the highest
+    validation accuracy, or the last epoch without validation images. If the recipe averages the weights, the averages
+    are validated and kept in both; `last.pt` also holds the weights themselves, from which training resumes.
+    `summary.json` is written last: it marks the run as finished.
 
-    Reseeds torch's default generators at each epoch's start.
+    Reseeds torch's default generators at the start of each epoch. An exception from a callback ends the run, which
+    can then be resumed from its last completed epoch.
 
     Args:
-        recipe: a new run's; when resuming, that of the run folder.
+        recipe: of a new run; when resuming, the recipe of the run folder.
         source: the data set; only its training images are read.
         run: from `create_run`; when resuming, from `open_run`.
         device: "auto", or a torch device.
-        resume: go on after the last epoch on disk.
-        teacher: what a new run by a recipe with a distillation weight learns from; the run keeps a copy, `teacher.pt`,
-            from which it is resumed.
-        progress: called after each step with the images done in this epoch, and those it has in all.
-        mode: "eager", "graph" (captured as CUDA graphs), or "auto" for graphs on CUDA.
-        note: told which kind of step is taken and why, where there is something to say.
+        resume: continue after the last completed epoch on disk.
+        teacher: network for a new run by a recipe with a distillation weight; the run keeps a copy, `teacher.pt`, and
+            resumes with it.
+        mode: "eager", "graph" (steps captured as CUDA graphs), or "auto" for graphs on CUDA.
+        on_epoch: called after each epoch, when its checkpoints have been written.
+        on_progress: called after each step with the images done in this epoch, and the images of an epoch.
+        note: called with remarks, such as a fallback to eager steps.
+
+    Returns:
+        The contents of `summary.json`.
 
     Raises:
-        ToolkitError: the loss is no longer finite; the data, the recipe or the teacher are not those that the run
-            began with; the teacher does not fit; another process trains in this folder; a file cannot be read or
-            written.
-        UsageError: the device cannot be used; no such split of the data; no such kind of step; a distillation weight
-            without a teacher, or the reverse.
+        ToolkitError: the loss is not finite; data, recipe or teacher are not those of the resumed run; the teacher does
+            not fit; another process trains in this folder; a file cannot be read or written.
+        UsageError: the device or the mode cannot be used; the data cannot be split; a distillation weight without a
+            teacher, or the reverse.
     """
     keep_freed_memory()
     use_available_cores()
@@ -124,20 +127,20 @@ def train(
             source=source,
             run=run,
             device=choose_device(device),
-            teacher=_kept_teacher(run, recipe, source, given=teacher, resume=resume),
+            teacher=_load_teacher(run, recipe, source, given=teacher, resume=resume),
             mode=mode,
-            note=note or (lambda text: None),
+            note=note,
         )
-        epochs_done = trainer.load() if resume else trainer.begin()
+        epochs_done = trainer.resume() if resume else trainer.begin()
         for epoch in range(epochs_done + 1, recipe.epochs + 1):
-            if trainer.patience_is_over(epoch - 1):
+            if trainer.is_out_of_patience(epoch - 1):
                 break
-            yield trainer.train_epoch(epoch, progress)
-        trainer.finish()
+            on_epoch(trainer.train_epoch(epoch, on_progress))
+        return trainer.finish()
 
 
 class _Trainer:
-    """The state of a run between two epochs: data, network, optimiser, and the best epoch so far."""
+    """The state of a run between two epochs: data, network, optimizer, and the best epoch so far."""
 
     def __init__(
         self,
@@ -155,7 +158,6 @@ class _Trainer:
         self.precision = str(self.dtype).removeprefix("torch.")
         images = source.train()
         self.identity = data_identity(source.name, images)
-        self.teacher = teacher
         self.teacher_identity = teacher_identity(teacher) if teacher else None
         if teacher is not None:
             require_same_data(teacher.data, self.identity, what="the teacher")
@@ -167,7 +169,7 @@ class _Trainer:
         self.network: ResNet = build_model(recipe.run.model, **self.model_args)
         self._on_device(self.network)
         self.average = WeightAverage(self.network, recipe.ema_decay) if recipe.ema_decay > 0 else None
-        # What is measured and kept:
+        # The network that is validated and kept:
         self.result: nn.Module = self.network if self.average is None else self.average.network
         self.optimizer = make_optimizer(self.network, recipe)
         self.step = TrainingStep(
@@ -182,21 +184,21 @@ class _Trainer:
             mode=choose_mode(mode, device),
             note=note,
         )
-        self.best_epoch, self.best_val_accuracy = 0, -math.inf
-        self.told_of_crowd = False
-        self.seconds = 0.0  # over all epochs, and over all the processes that trained them
+        self.epoch, self.best_epoch, self.best_val_accuracy = 0, 0, -math.inf
+        self.noted_busy_cores = False
+        self.seconds = 0.0  # over all epochs, and over all processes that trained them
 
     def _on_device(self, network: ResNet) -> ResNet:
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def begin(self) -> int:
-        """Put the untrained network on disk, so that even a run that is killed at once can be resumed."""
+        """Write the untrained network to disk, so that a run can be resumed from its very first epoch."""
         save_checkpoint(self._checkpoint(0, None, with_training=True), self.run.last)
-        self.run.keep_metrics(0)  # of a run that goes on without its last checkpoint
+        self.run.keep_metrics(0)  # a run that lost its last checkpoint may have some
         return 0
 
-    def load(self) -> int:
-        """Go back to the last epoch boundary on disk; returns how many epochs have been trained."""
+    def resume(self) -> int:
+        """Load the last completed epoch from disk; return its number."""
         if not os.path.lexists(self.run.last):  # stopped before there was anything to save
             return self.begin()
         last = load_checkpoint(self.run.last)
@@ -204,11 +206,11 @@ class _Trainer:
         self._require_same_recipe(Recipe.from_dict(last.recipe, where=str(self.run.last)))
         if last.teacher != self.teacher_identity:
             raise ToolkitError(
-                f"{self.run.teacher} is not the teacher that the run began with: put that one back, or start a new run"
+                f"{self.run.teacher} is not the teacher that the run began with: restore that file, or start a new run"
             )
         if last.training is None:
-            raise ToolkitError(f"{self.run.last} holds no state of the optimiser to go on from")
-        self._take_state(last.weights, last.training)
+            raise ToolkitError(f"{self.run.last} holds no optimizer state, so the run cannot be resumed from it")
+        self._load_state(last.weights, last.training)
         if self.run.best.is_file():
             best = load_checkpoint(self.run.best)
             self.best_epoch = best.epoch
@@ -216,11 +218,12 @@ class _Trainer:
         self.run.keep_metrics(last.epoch)
         self.run.remove_leftovers()
         if (began_in := last.training.get("precision", self.precision)) != self.precision:
-            self.note(f"the run began in {began_in} and goes on in {self.precision}: not exactly as it would have")
+            self.note(f"the run began in {began_in} and resumes in {self.precision}: its weights will differ")
+        self.epoch = last.epoch
         return last.epoch
 
-    def _take_state(self, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
-        """Raises `ToolkitError` where the state is not one of this network and this optimiser."""
+    def _load_state(self, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
+        """Load weights, averages and optimizer state. Raises `ToolkitError` if they do not fit."""
         try:
             self.network.load_state_dict(training.get("weights", weights))
             if self.average is not None:
@@ -234,31 +237,32 @@ class _Trainer:
                     if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
                         raise ValueError(f"{tuple(value.shape)} for a weight of {tuple(parameter.shape)}")
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise ToolkitError(f"{self.run.last} holds no state to go on from: {error!r:.300}") from error
+            raise ToolkitError(f"the run cannot be resumed from {self.run.last}: {error!r:.300}") from error
 
     def _require_same_recipe(self, began_with: Recipe) -> None:
-        """A run that changes its recipe on the way would report validation images that it was trained on, or worse."""
+        """Raise `ToolkitError` if recipe.toml was edited: the run might validate on images that it was trained on."""
         if began_with != self.recipe:
             raise ToolkitError(
-                f"the recipe.toml of {self.run.path} is no longer the recipe that the run began with, which stands in "
-                f"{self.run.last.name}: undo the change, or start a new run with `cifar train --recipe FILE`"
+                f"{self.run.path}/recipe.toml differs from the recipe in {self.run.last.name}: undo the change, or "
+                "start a new run with `cifar train --recipe FILE`"
             )
 
-    def patience_is_over(self, epochs_done: int) -> bool:
+    def is_out_of_patience(self, epochs_done: int) -> bool:
         patience = self.recipe.early_stopping
         return bool(patience) and epochs_done - self.best_epoch >= patience
 
-    def train_epoch(self, epoch: int, progress: Progress | None) -> EpochRecord:
+    def train_epoch(self, epoch: int, on_progress: Progress) -> EpochRecord:
+        """Train and validate one epoch, and write metrics and checkpoints."""
         start, processor_start = time.perf_counter(), time.process_time()
         self._seed(epoch)
-        rate = self._steps_of(epoch, progress)
-        loss, right = self.step.take_sums()
+        rate = self._run_steps(epoch, on_progress)
+        loss, correct = self.step.take_sums()
         step_seconds, processor_seconds = time.perf_counter() - start, time.process_time() - processor_start
-        self._note_crowded_cores(step_seconds, processor_seconds)
+        self._note_busy_cores(step_seconds, processor_seconds)
         if not math.isfinite(loss):
             raise ToolkitError(
-                f"the loss of epoch {epoch} is not finite, so training stopped; {self.run.last} holds the "
-                f"epoch before. Try a learning rate below {self.recipe.learning_rate} or a warm-up"
+                f"the loss of epoch {epoch} is not finite, so training stopped; {self.run.last} holds the epoch before "
+                f"it. Try a learning rate below {self.recipe.learning_rate} or a warm-up"
             )
         validation = self._measure(self.val_images, self.dtype)
         images = len(self.train_images)
@@ -267,29 +271,30 @@ class _Trainer:
             epoch=epoch,
             learning_rate=rate,
             train_loss=loss / images,
-            train_accuracy=right / images,
+            train_accuracy=correct / images,
             val_loss=validation.loss if validation else None,
             val_accuracy=validation.accuracy if validation else None,
             seconds=seconds,
             images_per_second=images / step_seconds,
         )
         self.seconds += seconds
+        self.epoch = epoch
         self._save(record)
         return record
 
-    def _note_crowded_cores(self, seconds: float, processor_seconds: float) -> None:
-        """Once a run: results do not depend on it."""
+    def _note_busy_cores(self, seconds: float, processor_seconds: float) -> None:
+        """Once per run, note that other programs slow the training down."""
         threads = torch.get_num_threads()
         text = note_on_crowded_cores(self.device, threads=threads, seconds=seconds, processor_seconds=processor_seconds)
-        if text and not self.told_of_crowd:
-            self.told_of_crowd = True
+        if text and not self.noted_busy_cores:
+            self.noted_busy_cores = True
             self.note(text)
 
     def _seed(self, epoch: int) -> None:
         torch.manual_seed((self.recipe.run.seed << 20) + epoch)  # epoch 0: the initial weights
 
-    def _steps_of(self, epoch: int, progress: Progress | None) -> float:
-        """All steps of one epoch; returns the last learning rate. Each image is seen once, in a random order."""
+    def _run_steps(self, epoch: int, on_progress: Progress) -> float:
+        """Train on each image once, in random order; return the last learning rate."""
         images = len(self.train_images)
         crop_size = crop_size_of(self.recipe, epoch)
         order = torch.randperm(images, device=self.device)
@@ -298,12 +303,11 @@ class _Trainer:
             rate = learning_rate(self.recipe, epoch - 1 + done / images)
             self.step(indices, rate, crop_size=crop_size)
             done += len(indices)
-            if progress is not None:
-                progress(done, images)
+            on_progress(done, images)
         return rate
 
     def _save(self, record: EpochRecord) -> None:
-        """Metrics, then the best, then the last checkpoint: a crash in between repeats the epoch, and loses nothing."""
+        """Write metrics, best and last checkpoint in this order: after a crash in between, the epoch is repeated."""
         self.run.append_metrics(dataclasses.asdict(record))
         if record.val_accuracy is None or record.val_accuracy > self.best_val_accuracy:
             self.best_epoch = record.epoch
@@ -335,8 +339,8 @@ class _Trainer:
             return None
         return measure(compute_logits(self.result, images.images, dtype=dtype), images.labels, self.class_names)
 
-    def finish(self) -> None:
-        """Measure the last and the best weights in float32, draw the pictures, write the summary."""
+    def finish(self) -> dict[str, Any]:
+        """Measure the last and the best weights in float32, draw the pictures, write and return the summary."""
         records = self.run.read_metrics()
         train_metrics = self._measure(self.train_images, torch.float32)
         last_validation = self._measure(self.val_images, torch.float32)
@@ -344,50 +348,51 @@ class _Trainer:
         self.result.load_state_dict(best.weights)
         best_validation = self._measure(self.val_images, torch.float32)
         assert train_metrics is not None  # there are always training images
-        title = f"{self.recipe.run.model}, seed {self.recipe.run.seed}"
-        if records:  # unless somebody removed them
+        settings = self.recipe.run
+        title = f"{settings.model} on {self.identity['name']}, {self.epoch} epochs, seed {settings.seed}"
+        if records:  # the file may have been removed
             plot_curves(records, self.run.path / "curves.png", title=title)
         if best_validation is not None:
             plot_confusion(best_validation, self.run.path / "confusion.png", title=f"{title}: validation")
         gap = train_metrics.accuracy - last_validation.accuracy if last_validation else None
-        self.run.write_summary(
-            {
-                "model": self.recipe.run.model,
-                "parameters": sum(p.numel() for p in self.network.parameters()),
-                "seed": self.recipe.run.seed,
-                "epochs": load_checkpoint(self.run.last).epoch,
-                "train_images": len(self.train_images),
-                "val_images": len(self.val_images),
-                "best": {"epoch": best.epoch, "validation": best_validation.as_dict() if best_validation else None},
-                "last": {
-                    "train_accuracy": train_metrics.accuracy,
-                    "train_loss": train_metrics.loss,
-                    "val_accuracy": last_validation.accuracy if last_validation else None,
-                    "val_loss": last_validation.loss if last_validation else None,
-                    "generalisation_gap": gap,
-                },
-                "training_seconds": self.seconds,
-                "device": device_name(self.device),
-                "step": self.step.mode,
-                "precision": self.precision,
-                "data": self.identity,
-                "teacher": self.teacher_identity,
-                "libraries": library_versions(),
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
-        )
+        summary = {
+            "model": self.recipe.run.model,
+            "parameters": sum(p.numel() for p in self.network.parameters()),
+            "seed": self.recipe.run.seed,
+            "epochs": self.epoch,
+            "train_images": len(self.train_images),
+            "val_images": len(self.val_images),
+            "best": {"epoch": best.epoch, "validation": best_validation.as_dict() if best_validation else None},
+            "last": {
+                "train_accuracy": train_metrics.accuracy,
+                "train_loss": train_metrics.loss,
+                "val_accuracy": last_validation.accuracy if last_validation else None,
+                "val_loss": last_validation.loss if last_validation else None,
+                "generalisation_gap": gap,
+            },
+            "training_seconds": self.seconds,
+            "device": device_name(self.device),
+            "step": self.step.mode,
+            "precision": self.precision,
+            "data": self.identity,
+            "teacher": self.teacher_identity,
+            "libraries": library_versions(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self.run.write_summary(summary)
+        return summary
 
 
-def _kept_teacher(
+def _load_teacher(
     run: RunFolder, recipe: Recipe, source: DataSource, *, given: Checkpoint | None, resume: bool
 ) -> Checkpoint | None:
-    """The teacher, of which the run keeps a copy before anything else: a run that goes on takes that copy."""
+    """Return the teacher; copy it into a new run, or read the copy of a resumed one."""
     if resume and recipe.distillation_weight > 0:
         if run.teacher.is_file():
             given = load_checkpoint(run.teacher)
         elif given is None:
             raise ToolkitError(
-                f"{run.teacher} is missing, without which the run cannot go on: put the teacher's checkpoint back "
+                f"{run.teacher} is missing, and the run cannot be resumed without it: restore the teacher's checkpoint "
                 "there, or start a new run"
             )
     require_fitting(given, recipe, source.class_names)
@@ -397,12 +402,12 @@ def _kept_teacher(
 
 
 def library_versions() -> dict[str, str]:
-    """What trained the network: the versions of this toolkit, Python and the libraries that decide the figures."""
+    """Versions of this toolkit, of Python and of the libraries that influence the results."""
     return {"cifar": __version__, "python": platform.python_version()} | {
         name: version(name) for name in ("torch", "torchvision", "numpy")
     }
 
 
 def _plain_weights(network: nn.Module) -> dict[str, Tensor]:
-    """On the CPU and in the default layout, so that a checkpoint does not depend on where it was trained."""
+    """Copy the state dict to the CPU, in the default layout: the same checkpoint on every device."""
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in network.state_dict().items()}

@@ -1,0 +1,5 @@
+"""`python -m toolkit` is the `cifar` command."""
+
+from cli import main
+
+main()

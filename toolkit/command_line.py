@@ -1,0 +1,139 @@
+"""How functions become commands: shared options, flags of the recipe, errors as exit codes, output."""
+
+import contextlib
+import functools
+import gc
+import inspect
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import typer
+
+from toolkit import __version__
+from toolkit.errors import ToolkitError
+from toolkit.files import display
+from toolkit.recipes.recipe import recipe_keys
+
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="Folder with CIFAR-10, or `demo`. [default: $CIFAR_DATA, then the cache folder]"),
+]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder of runs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+MinAccuracy = Annotated[float, typer.Option("--min-accuracy", help="Required accuracy on the test set, in (0, 1].")]
+Provider = Annotated[
+    Literal["auto", "cpu", "cuda", "tensorrt"], typer.Option("--provider", help="Where ONNX Runtime runs the model.")
+]
+GateProvider = Annotated[Literal["cpu", "cuda"], typer.Option("--provider", help="Where the gate runs the model.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Quick = Annotated[bool, typer.Option("--quick", help="One short round.")]
+BatchSizes = Annotated[list[int] | None, typer.Option("--batch-size", help="May be given more than once.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress on stderr, only errors.")]
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+quiet_notes = False  # set by --quiet
+
+
+def command(function: Command, *, group: typer.Typer, name: str | None = None) -> Command:
+    """Register a command of `group`: adds --quiet, and turns errors into a message and an exit code."""
+
+    @functools.wraps(function)
+    def run(*args: Any, quiet: bool = False, **kwargs: Any) -> None:
+        global quiet_notes
+        quiet_notes = quiet
+        try:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM is handled as Ctrl-C is
+            function(*args, **kwargs)
+        except ToolkitError as error:
+            print_error(str(error))
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as interrupt:
+            typer.echo(str(interrupt) or "interrupted", err=True)
+            raise typer.Exit(130) from interrupt
+
+    add_parameters(run, function, {"quiet": (Quiet, False)})
+    group.command(name)(run)
+    return function
+
+
+def add_parameters(target: Any, function: Callable[..., None], added: dict[str, tuple[Any, Any]]) -> None:
+    """Give `target` the signature of `function` for Typer, with `added` (annotation, default) for its **kwargs."""
+    signature = inspect.signature(function, eval_str=True)
+    kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    new = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+        for name, (annotation, default) in added.items()
+    ]
+    target.__signature__ = signature.replace(parameters=[*kept, *new])
+    target.__annotations__ = {p.name: p.annotation for p in (*kept, *new)} | {"return": None}
+
+
+def recipe_flags(function: Command) -> Command:
+    """Give a command a flag for each key of the recipe, passed to its **kwargs; None where it was not given."""
+    added = {}
+    for key in recipe_keys():
+        kind = key.type if key.type in (int, float, bool) or get_args(key.type)[:1] != (int,) else str  # "75,113"
+        names = [key.flag, *(["--lr"] if key.name == "learning_rate" else [])]
+        names = [f"{key.flag}/--no-{key.flag[2:]}"] if kind is bool else names
+        help = f"{key.help[0].upper()}{key.help[1:]}. [reference: {format_default(key.default)}]"
+        added[key.name] = (Annotated[kind | None, typer.Option(*names, help=help, rich_help_panel="Recipe")], None)
+    add_parameters(function, function, added)
+    return function
+
+
+def format_default(value: Any) -> str:
+    """A default as a recipe file has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value) if value != () else "none"
+
+
+def note(text: str) -> None:
+    """Progress and notes go to stderr, unless --quiet; only results go to stdout."""
+    if not quiet_notes:
+        typer.echo(text, err=True)
+
+
+def print_error(text: str) -> None:
+    typer.echo(f"error: {display(text)}", err=True)  # one line, whatever a file's name or contents put in
+
+
+def print_result(values: Any, text: Callable[[], str], *, as_json: bool) -> None:
+    """Print a result on stdout: `values` as JSON, or the text for a terminal."""
+    typer.echo(json.dumps(values, indent=2) if as_json else text())
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cifar {__version__}")
+        raise typer.Exit
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run the command line as a program: errors of the operating system become one line, too."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+    try:
+        app()
+    except OSError as error:  # a full disk behind standard output, no room for a temporary file, ...
+        with contextlib.suppress(OSError):
+            print_error(str(error))
+        discard_output()
+        sys.exit(1)
+    finally:
+        if "torch" not in sys.modules:  # whose libraries report objects that are not collected
+            gc.freeze()  # skips the search for garbage at exit, a sixth of `cifar predict`
+
+
+def discard_output() -> None:
+    """Drop buffered output that could not be written; else the interpreter fails on it again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,30 @@
+"""The commands of `cifar demo`: the whole pipeline on drawn pictures."""
+
+from pathlib import Path
+
+
+def demo_folder(folder: Path) -> Path:
+    """`folder`, or a numbered one beside it if it exists; the folder of an interrupted demo is used again."""
+    candidates = [folder, *(folder.with_name(f"{folder.name}-{number}") for number in range(2, 10_000))]
+    return next(path for path in candidates if not path.exists() or _is_interrupted(path))
+
+
+def _is_interrupted(folder: Path) -> bool:
+    return (folder / "runs" / "demo").is_dir() and not (folder / "samples").exists()
+
+
+def demo_commands(folder: Path) -> list[list[str]]:
+    """The arguments of each `cifar` command, in order; training is resumed, or left out if it has finished."""
+    run, model, samples = folder / "runs" / "demo", folder / "model.onnx", folder / "samples"
+    train = ["train", "--recipe", "demo", "--data", "demo", "--runs", run.parent, "--name", run.name]
+    if (run / "last.pt").is_file():
+        train = ["train", "--resume", run, "--data", "demo"]
+    commands = [
+        ["export", model, "--data", "demo", "--runs", run.parent],
+        ["verify", model, "--data", "demo", "--checkpoint", run / "best.pt"],
+        ["data", "--data", "demo", "--samples", samples],
+        ["predict", samples, "--model", model, "--top", "3"],
+    ]
+    if not (run / "summary.json").is_file():
+        commands.insert(0, train)
+    return [[str(word) for word in command] for command in commands]

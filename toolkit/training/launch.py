@@ -1,0 +1,268 @@
+"""Start what `cifar train` is asked for: a new run, an interrupted run, or several seeds of one recipe."""
+
+import contextlib
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from toolkit.data.dataset import DataSource, find_data
+from toolkit.data.download import Progress as DownloadProgress
+from toolkit.device import choose_device
+from toolkit.errors import UsageError
+from toolkit.recipes.recipe import Recipe, load_recipe, scale_warmup
+from toolkit.reporting import Note, ignore
+from toolkit.runs.checkpoint import Checkpoint, load_checkpoint
+from toolkit.runs.folder import RUNS, RunFolder, create_run, find_checkpoint, open_run, require_name, unfinished_run
+from toolkit.runs.seeds import SeedRuns, begin_seeds
+from toolkit.training.distillation import require_fitting
+from toolkit.training.step import StepMode, choose_mode
+from toolkit.training.tensorboard import require_tensorboard, tensorboard_log
+from toolkit.training.trainer import EpochRecord, train
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """The options of `cifar train`.
+
+    Attributes:
+        recipe: a preset or a file; None for `reference`.
+        changes: keys of the recipe that replace its own, nested as in a recipe file.
+        data: as `find_data` takes it.
+        teacher: a run or a checkpoint to distil from.
+        name: of the run's folder, or of the folder of seeds; None for one made from recipe, model and seed.
+        runs: the folder of runs.
+        resume: a run to resume, by name or path.
+        seeds: train the seeds 0 to N - 1; finished ones are kept, interrupted ones resumed.
+        device, step: as `train` takes them.
+        tensorboard: also write event files into the run folder.
+    """
+
+    recipe: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    teacher: str | None = None
+    name: str | None = None
+    runs: Path = RUNS
+    resume: str | None = None
+    seeds: int | None = None
+    device: str = "auto"
+    step: StepMode = "auto"
+    tensorboard: bool = False
+
+    def resume_command(self, *arguments: str) -> str:
+        """The command that resumes, with the options that the interrupted one had."""
+        words = ["cifar", "train", *arguments]
+        words += ["--data", self.data] if self.data else []
+        words += ["--device", self.device] if self.device != "auto" else []
+        words += ["--step", self.step] if self.step != "auto" else []
+        words += ["--tensorboard"] if self.tensorboard else []
+        return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A finished launch.
+
+    Attributes:
+        path: the run folder, or the folder of seeds.
+        summary: the contents of its `summary.json` or `seeds.json`.
+        several: whether `path` is a folder of seeds.
+    """
+
+    path: Path
+    summary: dict[str, Any]
+    several: bool
+
+
+class Display(Protocol):
+    """Shows the progress of one run; a context manager."""
+
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *error: object) -> None: ...
+    def epoch(self, record: EpochRecord) -> None: ...
+    def step(self, done: int, images: int) -> None: ...
+    def note(self, line: str) -> None: ...
+
+
+MakeDisplay = Callable[..., Display]  # (recipe, *, epochs_done, suggest_fast)
+
+
+def launch(
+    options: LaunchOptions,
+    *,
+    display: MakeDisplay,
+    note: Note = ignore,
+    download_progress: DownloadProgress | None = None,
+) -> Launched:
+    """Train what the options ask for. All that can be checked without the data is checked before they are fetched.
+
+    Args:
+        options: see there.
+        display: makes the display of one run: `toolkit.display.TrainingDisplay`.
+        note: called with one line before each run.
+        download_progress: see `find_data`.
+
+    Raises:
+        KeyboardInterrupt: interrupted; its message names the command that resumes.
+        ToolkitError, UsageError: as `train`, `load_recipe`, `create_run`, `begin_seeds` and `find_data`.
+    """
+    choose_mode(options.step, choose_device(options.device))
+    if options.name is not None:
+        require_name(options.name)
+    if options.tensorboard:
+        require_tensorboard()
+    launcher = _Launcher(options, display, note, download_progress)
+    if options.resume is not None:
+        return launcher.resume_run(options.resume)
+    if options.seeds is not None:
+        return launcher.train_seeds(options.seeds)
+    return launcher.train_new_run()
+
+
+class _Launcher:
+    """Options and callbacks of one launch."""
+
+    def __init__(
+        self,
+        options: LaunchOptions,
+        display: MakeDisplay,
+        note: Note,
+        download_progress: DownloadProgress | None,
+    ) -> None:
+        self.options, self.display, self.note, self.download_progress = options, display, note, download_progress
+
+    def resume_run(self, name: str) -> Launched:
+        options = self.options
+        if options.seeds is not None:
+            raise UsageError("--resume resumes one run: leave out --seeds, which resumes its own runs by itself")
+        if options.changes or options.name or options.teacher or options.recipe:
+            raise UsageError(
+                "--resume uses the run's own recipe and teacher: leave out --recipe, --name, --teacher and the flags "
+                "of the recipe"
+            )
+        run = open_run(name, root=options.runs)
+        if run.is_finished:
+            raise UsageError(f"the run {run.path} is finished: there is nothing to resume")
+        return self._train(run, source=self._find_data(run.last), resume=True)
+
+    def train_new_run(self) -> Launched:
+        recipe, teacher = self._recipe(), self._teacher()
+        require_fitting(teacher, recipe, teacher.class_names if teacher else ())
+        source = self._find_data()
+        require_fitting(teacher, recipe, source.class_names)
+        stem = f"{self._stem(recipe)}-seed{recipe.run.seed}"
+        if self.options.name is None and (unfinished := unfinished_run(stem, root=self.options.runs)):
+            self.note(
+                f"{unfinished.path} is unfinished; this starts a new run. To resume that one instead: "
+                f"{self.options.resume_command('--resume', str(unfinished.path))}"
+            )
+        run = create_run(recipe, stem=stem, name=self.options.name, root=self.options.runs)
+        with _removed_if_not_begun(run):
+            return self._train(run, source=source, teacher=teacher)
+
+    def train_seeds(self, seeds: int) -> Launched:
+        recipe, teacher = self._recipe(), self._teacher()
+        if "seed" in self.options.changes.get("run", {}):
+            raise UsageError("--seeds N trains the seeds 0 to N - 1: leave out --seed")
+        require_fitting(teacher, recipe, teacher.class_names if teacher else ())
+        name = self.options.name or f"{self._stem(recipe)}-seeds"
+        source = self._find_data(self.options.runs / name / "seed0" / "last.pt")
+        require_fitting(teacher, recipe, source.class_names)
+        seed_runs = begin_seeds(recipe, seeds=seeds, source=source, name=name, root=self.options.runs, teacher=teacher)
+        with contextlib.ExitStack() as stack:
+            for run in seed_runs.runs:
+                stack.enter_context(_removed_if_not_begun(run))
+            for run in seed_runs.runs:
+                if run.is_finished:
+                    self.note(f"Finished before: {run.path}")
+                else:
+                    resume = self._resume_seeds(seed_runs)
+                    self._train(run, source=source, teacher=teacher, resume=run.last.is_file(), resume_command=resume)
+        return Launched(seed_runs.path, seed_runs.write_summary(), several=True)
+
+    def _recipe(self) -> Recipe:
+        recipe = load_recipe(self.options.recipe or "reference")
+        changes = scale_warmup(recipe, self.options.changes)
+        if "warmup_epochs" in changes and "warmup_epochs" not in self.options.changes:
+            self.note(f"Warm-up scaled with the epochs, to {changes['warmup_epochs']:g} epochs")
+        return recipe.replaced(changes)
+
+    def _stem(self, recipe: Recipe) -> str:
+        """`fast-resnet20`: the recipe, or the run folder that a recipe.toml lies in, and the model."""
+        path = Path(self.options.recipe or "reference")
+        name = path.parent.name if path.name == "recipe.toml" and path.parent.name else path.stem
+        return f"{name}-{recipe.run.model}"
+
+    def _teacher(self) -> Checkpoint | None:
+        if self.options.teacher is None:
+            return None
+        return load_checkpoint(find_checkpoint(self.options.teacher, root=self.options.runs))
+
+    def _find_data(self, checkpoint: Path | None = None) -> DataSource:
+        """The data that the options name; without any, the demo data if the checkpoint of a resumed run used them."""
+        data = self.options.data
+        if data is None and checkpoint is not None and checkpoint.is_file():
+            data = "demo" if load_checkpoint(checkpoint).data.get("name") == "demo" else None
+        return find_data(data, progress=self.download_progress)
+
+    def _resume_seeds(self, seed_runs: SeedRuns) -> str:
+        options = self.options
+        recipe = str(seed_runs.runs[0].path / "recipe.toml")  # its own seed does not count
+        arguments = ["--seeds", str(seed_runs.n), "--recipe", recipe, "--name", seed_runs.path.name]
+        arguments += ["--teacher", options.teacher] if options.teacher else []
+        arguments += ["--runs", str(options.runs)] if options.runs != RUNS else []
+        return options.resume_command(*arguments)
+
+    def _train(
+        self,
+        run: RunFolder,
+        *,
+        source: DataSource,
+        teacher: Checkpoint | None = None,
+        resume: bool = False,
+        resume_command: str | None = None,
+    ) -> Launched:
+        """Train one run and show its progress."""
+        recipe, options = run.recipe(), self.options
+        self.note(f"{'Resuming' if resume else 'Training'} {recipe.run.model} on {source.name}, in {run.path}")
+        suggest_fast = not resume and source.name == "cifar10" and options.recipe in (None, "reference")
+        shown = self.display(recipe, epochs_done=len(run.read_metrics()), suggest_fast=suggest_fast)
+        log_to_tensorboard = tensorboard_log(run.path) if options.tensorboard else contextlib.nullcontext(ignore)
+        try:
+            with shown, log_to_tensorboard as log:
+
+                def on_epoch(record: EpochRecord) -> None:
+                    log(record)
+                    shown.epoch(record)
+
+                summary = train(
+                    recipe,
+                    source=source,
+                    run=run,
+                    device=options.device,
+                    resume=resume,
+                    teacher=teacher,
+                    mode=options.step,
+                    on_epoch=on_epoch,
+                    on_progress=shown.step,
+                    note=shown.note,
+                )
+        except KeyboardInterrupt as interrupt:
+            epochs = len(run.read_metrics())
+            state = f"{epochs} of {recipe.epochs} epochs are kept in" if epochs else "no epoch was completed in"
+            command = resume_command or options.resume_command("--resume", str(run.path))
+            raise KeyboardInterrupt(f"interrupted; {state} {run.path}. Resume with: {command}") from interrupt
+        return Launched(run.path, summary, several=False)
+
+
+@contextlib.contextmanager
+def _removed_if_not_begun(run: RunFolder) -> Any:
+    """Remove a run folder whose training failed before its first checkpoint: it holds nothing but its recipe."""
+    try:
+        yield
+    except BaseException:
+        if not run.last.exists():
+            run.remove()
+        raise
