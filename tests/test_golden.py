@@ -33,6 +33,7 @@ TRAIN_COUNT = 400  # of the 4,000 drawn training images: two epochs take seconds
 OPTIMIZERS = {
     "SGD": ["--optimizer", "SGD", "--learning-rate", "0.02"],
     "Adam": ["--optimizer", "Adam", "--no-nesterov", "--learning-rate", "1e-3"],
+    "Muon": ["--optimizer", "Muon", "--no-nesterov", "--learning-rate", "0.03"],
 }
 
 # Two float32 programs that sum in another order differ by about 1e-5 in logits near 10; int8 may round the other way.
@@ -41,7 +42,21 @@ LOGIT_TOLERANCE = {"torch": 1e-3, "fp32": 1e-3, "fp16": 0.1, "int8": 0.5}
 # 9e-4 between one and two threads. So on another machine this finds gross faults alone; the hash finds all.
 WEIGHT_TOLERANCE = 3e-3
 
-TRAIN = ["train", "--recipe", "demo", "--data", "demo", "--epochs", "2", "--val-size", "80", "--precision", "float32"]
+TRAIN = [
+    "train",
+    "--recipe",
+    "demo",
+    "--data",
+    "demo",
+    "--epochs",
+    "2",
+    "--warmup-epochs",
+    "0.5",
+    "--val-size",
+    "80",
+    "--precision",
+    "float32",
+]
 
 # Ordinary and wrong calls; {run}: a trained run, {model}: its export, {picture}: a PNG file, {folder}: an empty folder.
 EXIT_CODES = {
