@@ -462,7 +462,7 @@ def predict(
     import warnings
 
     from toolkit.inference import Classifier, Failure
-    from toolkit.inference.format import FORMATS, formatted
+    from toolkit.inference.output_format import FORMATS, format_predictions
 
     if format not in FORMATS:
         raise UsageError(f"--format must be one of {', '.join(FORMATS)}, not {format!r}")
@@ -481,7 +481,7 @@ def predict(
             else:
                 yield result
 
-    for line in formatted(good_ones(), format, top=top):
+    for line in format_predictions(good_ones(), format, top=top):
         typer.echo(line)
     if failures:
         raise ToolkitError(f"{failures} of the pictures could not be read")
