@@ -108,9 +108,7 @@ def test_no_pictures(classifier: Classifier) -> None:
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": 10**6}, {"top": 0}, {"top": 11}])
-def test_options_out_of_range_are_usage_errors_at_once(
-    classifier: Classifier, options: dict[str, int]
-) -> None:
+def test_options_out_of_range_are_usage_errors_at_once(classifier: Classifier, options: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="must lie between 1 and"):
         classifier.stream([], **options)
     with pytest.raises(UsageError, match="must lie between 1 and"):
