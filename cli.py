@@ -284,7 +284,7 @@ def predict(
     import warnings
 
     from toolkit.inference import Classifier, Failure
-    from toolkit.inference.format import formatted
+    from toolkit.inference.output_format import format_predictions
 
     warnings.simplefilter("ignore")  # Pillow's, about damaged EXIF and large pictures: failures are reported per file
     classifier = Classifier(model, provider=provider)
@@ -301,7 +301,7 @@ def predict(
             else:
                 yield result
 
-    for line in formatted(predictions(), format, top=top):
+    for line in format_predictions(predictions(), format, top=top):
         typer.echo(line)
     if failures:
         raise typer.Exit(1)

@@ -7,7 +7,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import contextlib
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,16 @@ from typer.testing import CliRunner
 
 import cli
 from tests.support.sources import ROOT, Done, FixedSource, coloured_source
+from toolkit.data import synthetic
 from toolkit.recipes.recipe import Recipe
+
+
+@pytest.fixture(autouse=True, scope="session")
+def images_drawn_once() -> Iterator[None]:
+    """Draw the images of `--data demo` once a session: it takes a second, and every command does it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "draw", functools.cache(synthetic.draw))
+        yield
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
-"""Names that a terminal, JSON and CSV can take."""
+"""File names escaped for a terminal, JSON and CSV."""
 
 import json
 import os
 
 import pytest
 
-from toolkit.inference import as_text, display
+from toolkit.files import as_text, display
 
-BYTES = os.fsdecode(b"caf\xe9.png")  # Latin-1: no UTF-8
+BYTES = os.fsdecode(b"caf\xe9.png")  # Latin-1, not UTF-8
 
 
 @pytest.mark.hostile
@@ -23,12 +23,12 @@ BYTES = os.fsdecode(b"caf\xe9.png")  # Latin-1: no UTF-8
         (BYTES, r"caf\xe9.png"),
     ],
 )
-def test_display_shows_one_harmless_line(name: str, shown: str) -> None:
+def test_display_escapes_control_characters_and_foreign_bytes(name: str, shown: str) -> None:
     assert display(name) == shown
 
 
 @pytest.mark.hostile
-def test_as_text_is_valid_unicode_and_keeps_what_json_can_hold() -> None:
+def test_as_text_is_valid_unicode_and_keeps_control_characters() -> None:
     assert as_text(BYTES) == r"caf\xe9.png"
     assert as_text("a\nb.png") == "a\nb.png"
     json.dumps(as_text(BYTES), ensure_ascii=False).encode("utf-8")

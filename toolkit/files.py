@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, opened safely where they are not trusted, named safely in what is shown."""
+"""Files: atomic writes, opening of untrusted files, and names made safe for a terminal, JSON and CSV."""
 
 import os
 import stat
@@ -14,19 +14,19 @@ from toolkit.errors import ToolkitError, UsageError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the folder of `path`, that replaces `path` when the block ends without an exception.
+    """Yield a temporary path beside `path`, and rename it to `path` when the block ends without an exception.
 
-    The contents are flushed to the disk before the rename, so a crash or a power cut leaves either the old file or
-    the new one. When the block raises, the temporary file is removed and `path` is left as it was. Missing parent
-    folders are created.
+    The contents are flushed to the disk before the rename, so a crash or a power failure leaves either the old file or
+    the new one. When the block raises, the temporary file is removed and `path` is unchanged. Missing parent folders
+    are created.
 
     Raises:
         ToolkitError: the file cannot be written (read-only folder, full disk, ...), or `path` is a folder, a device
-            or a pipe, whose place no file may take.
+            or a pipe, which are never replaced.
     """
     try:
         if path.exists() and not path.is_file():  # the superuser's rename would replace /dev/null
-            raise ToolkitError(f"cannot write {path}: it exists and is no ordinary file")
+            raise ToolkitError(f"cannot write {path}: it exists and is not an ordinary file")
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         os.close(descriptor)
@@ -60,41 +60,41 @@ def require_writable(path: Path, *, suffix: str = "") -> None:
 
 
 def _mode_of_new_files() -> int:
-    """Permissions that `open` would give (mkstemp's are for the owner alone)."""
+    """The permissions of a file made by `open`; mkstemp gives access to the owner alone."""
     umask = os.umask(0)
     os.umask(umask)
     return 0o666 & ~umask
 
 
-# A FIFO that takes the file's place after it was looked at must not stop the program (POSIX; Windows has no such flag).
+# O_NONBLOCK: opening a FIFO that replaced the file after the check must not block (POSIX; Windows has no such flag).
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 def open_regular(path: str | os.PathLike[str], *, max_bytes: int) -> BinaryIO:
-    """The file at `path`, open for reading; links are followed, and nothing has been read yet.
+    """Open the ordinary file at `path` for reading; links are followed.
 
     Raises:
-        ToolkitError: there is no such file, it may not be read, it is a folder, a pipe, a device or a socket, it is
-            empty, or it is larger than `max_bytes`.
+        ToolkitError: the file does not exist, is not readable, is a folder, a pipe, a device or a socket, is empty, or
+            is larger than `max_bytes`.
     """
     name = display(path)
     try:
-        _check_regular(name, os.stat(path), max_bytes)  # before opening: opening a device can act on it
+        _check_regular(name, os.stat(path), max_bytes)  # before opening: opening a device may have an effect
         descriptor = os.open(path, _OPEN_FLAGS)
         try:
-            _check_regular(name, os.fstat(descriptor), max_bytes)  # once more: of the file that was really opened
+            _check_regular(name, os.fstat(descriptor), max_bytes)  # again: the file may have been replaced
             return os.fdopen(descriptor, "rb")
         except BaseException:
             os.close(descriptor)
             raise
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise ToolkitError(f"{name}: cannot be opened: {reason}") from error
 
 
 def _check_regular(name: str, status: os.stat_result, max_bytes: int) -> None:
     if stat.S_ISDIR(status.st_mode):
-        raise ToolkitError(f"{name}: is a folder; a file is needed here")
+        raise ToolkitError(f"{name}: is a folder, not a file")
     if not stat.S_ISREG(status.st_mode):
         raise ToolkitError(f"{name}: is a {_kind_of(status.st_mode)}; only ordinary files are read")
     if status.st_size == 0:
@@ -112,13 +112,13 @@ def _kind_of(mode: int) -> str:
 
 
 def display(name: str | os.PathLike[str]) -> str:
-    r"""`name` on one line and without anything that a terminal obeys.
+    r"""Escape `name` for a terminal: one line, without control sequences.
 
     Control characters, line ends and characters that reorder text become `\n`, `\x1b` or `\u202e`; a byte that is not
-    UTF-8 becomes `\xff`. Ordinary letters of every script, and spaces, stay as they are.
+    UTF-8 becomes `\xff`. Letters of every script and spaces are unchanged.
     """
     text = os.fspath(name)
-    return text if text.isprintable() else "".join(map(_shown, text))
+    return text if text.isprintable() else "".join(map(_escape, text))
 
 
 def shorten(text: str, *, limit: int = 120) -> str:
@@ -136,13 +136,13 @@ def quote(value: object, *, limit: int = 120) -> str:
 
 
 def as_text(name: str | os.PathLike[str]) -> str:
-    r"""`name` as valid Unicode for JSON and CSV: a byte that is not UTF-8 becomes `\xff`, all else is kept."""
+    r"""Convert `name` to valid Unicode for JSON and CSV: a byte that is not UTF-8 becomes `\xff`."""
     return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _shown(character: str) -> str:
+def _escape(character: str) -> str:
     if character.isprintable() or unicodedata.category(character) == "Zs":
         return character
-    if "\udc80" <= character <= "\udcff":  # how Python keeps a byte that is no UTF-8 (PEP 383)
+    if "\udc80" <= character <= "\udcff":  # a byte that is not UTF-8 (PEP 383)
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")

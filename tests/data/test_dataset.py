@@ -1,4 +1,4 @@
-"""Finding, reading, dividing and identifying the images; the real CIFAR-10 where $CIFAR_DATA names it."""
+"""Finding, reading, splitting and identifying data sets; the real CIFAR-10 where $CIFAR_DATA names it."""
 
 import hashlib
 import os
@@ -27,15 +27,15 @@ BATCHES = CIFAR10.folder
 
 
 @pytest.fixture
-def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """No $CIFAR_DATA, and a cache folder of the test's own, which is returned."""
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache folder, and no $CIFAR_DATA."""
     monkeypatch.delenv("CIFAR_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     return tmp_path / "caches" / "cifar"
 
 
-def lay_out(folder: Path) -> Path:
-    """Files with CIFAR-10's names, four images each, in `folder`; what they hold is small, so no MD5 is right."""
+def write_batches(folder: Path) -> Path:
+    """Write files with CIFAR-10's names and four images each; their MD5s differ from the real ones."""
     (folder / BATCHES).mkdir(parents=True)
     for number, name in enumerate(CIFAR10.files):
         pixels = np.random.default_rng(number).integers(0, 256, (4, 3072), dtype=np.uint8)
@@ -44,8 +44,8 @@ def lay_out(folder: Path) -> Path:
     return folder
 
 
-def reader_of(folder: Path) -> type[Any]:
-    """torchvision's reader, expecting the MD5s of the files in `folder`."""
+def reader_for(folder: Path) -> type[Any]:
+    """torchvision's reader with the MD5s of the files in `folder`."""
 
     def md5(name: str) -> str:
         return hashlib.md5((folder / BATCHES / name).read_bytes()).hexdigest()
@@ -58,40 +58,40 @@ def reader_of(folder: Path) -> type[Any]:
     return SmallCIFAR10
 
 
-# Where the data is looked for
+# Which data are used
 
 
 def test_the_named_folder_comes_before_the_variable_and_the_cache(
-    nothing_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lay_out(nothing_set)
-    assert find_data().folder == nothing_set
-    monkeypatch.setenv("CIFAR_DATA", str(lay_out(tmp_path / "variable")))
+    write_batches(cache)
+    assert find_data().folder == cache
+    monkeypatch.setenv("CIFAR_DATA", str(write_batches(tmp_path / "variable")))
     assert find_data().folder == tmp_path / "variable"
-    named = lay_out(tmp_path / "named")
+    named = write_batches(tmp_path / "named")
     assert find_data(str(named)) == DataSource(name="cifar10", folder=named, class_names=CLASS_NAMES)
 
 
-def test_the_batches_folder_itself_may_be_named(nothing_set: Path, tmp_path: Path) -> None:
-    lay_out(tmp_path)
+def test_the_batches_folder_itself_may_be_named(cache: Path, tmp_path: Path) -> None:
+    write_batches(tmp_path)
     assert find_data(str(tmp_path / BATCHES)).folder == tmp_path
 
 
-def test_a_relative_folder_may_be_named(nothing_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(lay_out(tmp_path) / BATCHES)
+def test_a_relative_folder_may_be_named(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(write_batches(tmp_path) / BATCHES)
     assert find_data(".").folder == tmp_path
 
 
-def test_an_empty_variable_counts_as_none(nothing_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_is_ignored(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIFAR_DATA", "")
-    assert data_status().folder == nothing_set
+    assert data_status().folder == cache
 
 
 def test_demo_is_the_drawn_set_and_dot_demo_a_folder(
-    nothing_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    lay_out(tmp_path / "demo")
+    write_batches(tmp_path / "demo")
     assert find_data("demo") == DataSource(name="demo", folder=None, class_names=DRAWN_CLASSES)
     assert find_data("./demo").folder == tmp_path / "demo"
 
@@ -99,7 +99,7 @@ def test_demo_is_the_drawn_set_and_dot_demo_a_folder(
 @pytest.mark.parametrize("chosen_by", ["--data", "$CIFAR_DATA"])
 @pytest.mark.parametrize("found", ["does not exist", "is not a folder", "has no", "lacks test_batch"])
 def test_a_named_folder_without_the_data_is_refused_and_not_written_to(
-    nothing_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen_by: str, found: str
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen_by: str, found: str
 ) -> None:
     folder = tmp_path / "named"
     match found:
@@ -108,7 +108,7 @@ def test_a_named_folder_without_the_data_is_refused_and_not_written_to(
         case "has no":
             folder.mkdir()
         case "lacks test_batch":
-            (lay_out(folder) / BATCHES / "test_batch").unlink()
+            (write_batches(folder) / BATCHES / "test_batch").unlink()
     before = sorted(tmp_path.rglob("*"))
     if chosen_by == "$CIFAR_DATA":
         monkeypatch.setenv("CIFAR_DATA", str(folder))
@@ -120,35 +120,36 @@ def test_a_named_folder_without_the_data_is_refused_and_not_written_to(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_without_fetching_an_empty_cache_is_refused(nothing_set: Path) -> None:
+def test_an_empty_cache_without_fetch_is_an_error(cache: Path) -> None:
     with pytest.raises(ToolkitError, match="`cifar data --fetch`"):
         find_data(fetch=False)
-    assert not nothing_set.exists()
+    assert not cache.exists()
 
 
-def test_a_failed_download_says_how_to_provide_the_data_by_hand(
-    nothing_set: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_failed_download_explains_how_to_provide_the_data_by_hand(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cifar, "CIFAR10", replace(CIFAR10, urls=("http://127.0.0.1:9/cifar-10-python.tar.gz",)))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with pytest.raises(ToolkitError, match=r"(?s)127.0.0.1:9.*by hand.*cifar-10-python.tar.gz.*--data FOLDER"):
+    with pytest.raises(ToolkitError, match=r"127.0.0.1:9.*by hand.*cifar-10-python.tar.gz.*--data FOLDER") as failed:
         find_data()
+    assert str(failed.value).isprintable()
 
 
-def test_status_tells_damaged_missing_and_complete(nothing_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_of_missing_damaged_and_complete_files(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status = data_status()
-    assert (status.chosen_by, status.folder, status.complete) == ("the cache folder", nothing_set, False)
+    assert (status.chosen_by, status.folder, status.complete) == ("the cache folder", cache, False)
     assert set(status.files.values()) == {"missing"}
-    lay_out(nothing_set)
+    write_batches(cache)
     assert set(data_status().files.values()) == {"damaged"}
     assert data_status().train_count == 0
-    md5s = {name: hashlib.md5((nothing_set / BATCHES / name).read_bytes()).hexdigest() for name in CIFAR10.files}
+    md5s = {name: hashlib.md5((cache / BATCHES / name).read_bytes()).hexdigest() for name in CIFAR10.files}
     monkeypatch.setattr(cifar, "CIFAR10", replace(CIFAR10, files=md5s))
     status = data_status()
     assert (status.complete, status.train_count, status.test_count) == (True, 50_000, 10_000)
 
 
-def test_status_of_the_drawn_set(nothing_set: Path) -> None:
+def test_status_of_the_drawn_set(cache: Path) -> None:
     status = data_status("demo")
     assert (status.name, status.folder, status.complete) == ("demo", None, True)
     assert (status.train_count, status.test_count) == (4_000, 1_000)
@@ -167,9 +168,9 @@ def test_the_files_and_md5s_are_those_of_torchvision() -> None:
 
 
 def test_reads_pixels_and_labels_in_the_files_order(tmp_path: Path) -> None:
-    lay_out(tmp_path)
-    train = read_cifar10(tmp_path, train=True, reader=reader_of(tmp_path))
-    test = read_cifar10(tmp_path, train=False, reader=reader_of(tmp_path))
+    write_batches(tmp_path)
+    train = read_cifar10(tmp_path, train=True, reader=reader_for(tmp_path))
+    test = read_cifar10(tmp_path, train=False, reader=reader_for(tmp_path))
     assert (len(train), len(test)) == (20, 4)
     assert train.images.dtype == torch.uint8
     assert train.images.is_contiguous()
@@ -179,13 +180,13 @@ def test_reads_pixels_and_labels_in_the_files_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_damaged_files_are_refused_with_the_way_out(tmp_path: Path, train: bool) -> None:
-    source = DataSource(name="cifar10", folder=lay_out(tmp_path), class_names=CLASS_NAMES)
+def test_damaged_files_are_refused_with_a_remedy(tmp_path: Path, train: bool) -> None:
+    source = DataSource(name="cifar10", folder=write_batches(tmp_path), class_names=CLASS_NAMES)
     with pytest.raises(ToolkitError, match=r"damaged or incomplete.*cifar data --fetch --data"):
         source.train() if train else source.test()
 
 
-def test_the_drawn_set_through_its_source() -> None:
+def test_sizes_and_balance_of_the_drawn_set() -> None:
     source = find_data("demo")
     train, test = source.train(), source.test()
     assert (len(train), len(test)) == (4_000, 1_000)
@@ -199,7 +200,7 @@ def test_take_keeps_images_and_labels_together() -> None:
     assert taken.images.flatten().tolist() == taken.labels.tolist() == [3, 1]
 
 
-# The validation split
+# Validation split
 
 
 @given(
@@ -213,7 +214,7 @@ def test_split_is_sorted_disjoint_complete_and_in_proportion(labels: list[int], 
     tensor = torch.tensor(labels)
     try:
         train, val = split(tensor, val_size, seed=seed)
-    except UsageError:  # allowed only where some class is too small to give a share and keep an image
+    except UsageError:  # only where a class is too small to give its share and keep an image
         assert any(labels.count(label) - 1 < val_size * labels.count(label) / len(labels) + 1 for label in set(labels))
         return
     assert sorted(train.tolist() + val.tolist()) == list(range(len(labels)))
@@ -245,7 +246,7 @@ def test_no_validation_images() -> None:
 
 
 @pytest.mark.parametrize("val_size", [-1, 100, 101, 1_000])
-def test_impossible_validation_sizes_are_wrong_usage(val_size: int) -> None:
+def test_impossible_validation_sizes_are_usage_errors(val_size: int) -> None:
     with pytest.raises(UsageError, match=str(val_size)):
         split(torch.arange(100) % 10, val_size, seed=0)
 
@@ -273,7 +274,7 @@ def test_samples_are_the_first_test_images_of_each_class(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("per_class", [0, -1, 101])
-def test_impossible_numbers_of_samples_are_wrong_usage(tmp_path: Path, per_class: int) -> None:
+def test_impossible_numbers_of_samples_are_usage_errors(tmp_path: Path, per_class: int) -> None:
     with pytest.raises(UsageError, match=r"1 to 100"):
         write_samples(find_data("demo"), tmp_path, per_class=per_class)
 

@@ -1,4 +1,4 @@
-"""The download, against a server on this machine that does everything a server should not."""
+"""Downloads from a local server that truncates, stalls, corrupts, redirects and ignores ranges."""
 
 import hashlib
 import io
@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from toolkit.data.download import Archive, Patience, fetch, state_of_files
+from toolkit.data.download import Archive, DownloadLimits, fetch, state_of_files
 from toolkit.errors import ToolkitError
 
 FOLDER = "batches"
 FILES = {name: np.random.default_rng(seed).bytes(50_000) for seed, name in enumerate(["one", "two"])}
-PATIENCE = Patience(timeout_seconds=1.0, min_rate=0.0, window_seconds=0.25, connections=3)
+LIMITS = DownloadLimits(timeout_seconds=0.5, min_rate=0.0, window_seconds=0.25, connections=3)
 
 
 def tarball() -> bytes:
-    """The two files, and beside them what an archive may hold but must not put anywhere."""
+    """The two files, and members that must not be unpacked."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         for name in [f"{FOLDER}/one", f"{FOLDER}/more", "../outside", f"{FOLDER}/two"]:
@@ -54,11 +54,11 @@ class Handler(BaseHTTPRequestHandler):
         range_header = self.headers.get("Range")
         self.start = int(range_header.removeprefix("bytes=").removesuffix("-")) if range_header else 0
         self.server.requests.append((self.path, self.start))
-        with suppress(BrokenPipeError, ConnectionResetError):  # the client had enough
+        with suppress(BrokenPipeError, ConnectionResetError):  # the client closed the connection
             self.server.answers[self.path](self)
 
     def head(self, *, start: int | None = None, size: int = SIZE) -> None:
-        """Status line and headers for the bytes from `start` (what was asked for, unless given) to the end."""
+        """Status line and headers for the bytes from `start` (by default as requested) to the end."""
         start = self.start if start is None else start
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(size - start))
@@ -74,8 +74,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: dict[str, Callable[[Handler], None]] = {}
-        self.requests: list[tuple[str, int]] = []  # path, first byte that was asked for
-        self.go_on = threading.Event()
+        self.requests: list[tuple[str, int]] = []  # path, first requested byte
+        self.released = threading.Event()
 
     def archive(self, **answers: Callable[[Handler], None]) -> Archive:
         """An archive with one source for each answer, in this order."""
@@ -92,7 +92,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
-        server.go_on.set()
+        server.released.set()
         server.shutdown()
         thread.join()
 
@@ -111,26 +111,26 @@ def ignores_range(handler: Handler) -> None:
 
 
 def truncates(handler: Handler) -> None:
-    """Breaks off after 40,000 bytes, whatever was promised."""
+    """Closes the connection after 40,000 bytes, whatever the headers announced."""
     handler.head()
     handler.wfile.write(BODY[handler.start :][:40_000])
 
 
 def stalls(handler: Handler) -> None:
-    """Sends a part, then nothing, with the connection open."""
+    """Sends a part, then keeps the connection open."""
     truncates(handler)
-    handler.server.go_on.wait(10)
+    handler.server.released.wait(10)
 
 
 def pauses(handler: Handler) -> None:
-    """Sends a part, and the rest when the test says so."""
+    """Sends a part, and the rest when the test releases it."""
     handler.head()
     handler.wfile.write(BODY[handler.start :][:40_000])
-    handler.server.go_on.wait(60)
+    handler.server.released.wait(60)
     handler.wfile.write(BODY[handler.start :][40_000:])
 
 
-def crawls(handler: Handler) -> None:
+def slow(handler: Handler) -> None:
     """About 100 kB a second."""
     handler.head()
     for start in range(handler.start, SIZE, 2_000):
@@ -144,10 +144,10 @@ def corrupts(handler: Handler) -> None:
 
 
 def never_ends(handler: Handler) -> None:
-    """No length, and more data than the archive has."""
+    """Announces no length, and sends more than the archive."""
     handler.send_response(200)
     handler.end_headers()
-    while not handler.server.go_on.is_set():
+    while not handler.server.released.is_set():
         handler.wfile.write(bytes(10_000))
 
 
@@ -181,7 +181,7 @@ def refuses_range(handler: Handler) -> None:
 
 
 def assert_whole(folder: Path) -> None:
-    """The wanted files, and nothing but them and the lock."""
+    """The folder holds the two files and the lock, nothing else."""
     assert {path.name for path in folder.iterdir()} == {FOLDER, f".{FOLDER}.lock"}
     assert {path.name: path.read_bytes() for path in (folder / FOLDER).iterdir()} == FILES
 
@@ -191,10 +191,10 @@ def partial_of(folder: Path) -> Path:
 
 
 def fetching_process(archive: Archive, folder: Path) -> "subprocess.Popen[str]":
-    """A process of its own that fetches, and prints what its progress is told."""
+    """Start a process that downloads the archive and prints its progress."""
     program = (
-        "import json, sys; from pathlib import Path; from toolkit.data.download import Archive, Patience, fetch\n"
-        "fetch(Archive(**json.loads(sys.argv[1])), Path(sys.argv[2]), patience=Patience(timeout_seconds=60),"
+        "import json, sys; from pathlib import Path; from toolkit.data.download import Archive, DownloadLimits, fetch\n"
+        "fetch(Archive(**json.loads(sys.argv[1])), Path(sys.argv[2]), limits=DownloadLimits(timeout_seconds=60),"
         " progress=lambda what, done, total: print(what, done, flush=True))"
     )
     return subprocess.Popen(
@@ -209,59 +209,59 @@ def fetching_process(archive: Archive, folder: Path) -> "subprocess.Popen[str]":
 
 
 def test_fetches_into_a_new_folder_and_reports_progress(server: Server, tmp_path: Path) -> None:
-    archive, told = server.archive(good=good), []
+    archive, calls = server.archive(good=good), []
     folder = tmp_path / "a" / "b"
-    fetch(archive, folder, patience=PATIENCE, progress=lambda *news: told.append(news))
+    fetch(archive, folder, limits=LIMITS, progress=lambda *values: calls.append(values))
     assert_whole(folder)
     assert not (tmp_path / "a" / "outside").exists()
     assert set(state_of_files(archive, folder).values()) == {"ok"}
-    done = [bytes_done for _, bytes_done, _ in told]
+    done = [bytes_done for _, bytes_done, _ in calls]
     assert done == sorted(done)
     assert done[-1] == SIZE
-    assert {total for _, _, total in told} == {SIZE}
-    assert told[0][0] == f"127.0.0.1:{server.server_port}"
+    assert {total for _, _, total in calls} == {SIZE}
+    assert calls[0][0] == f"127.0.0.1:{server.server_port}"
 
 
-def test_is_never_fetched_twice(server: Server, tmp_path: Path) -> None:
+def test_complete_files_are_not_downloaded_again(server: Server, tmp_path: Path) -> None:
     archive = server.archive(good=good)
-    fetch(archive, tmp_path, patience=PATIENCE)
-    fetch(archive, tmp_path, patience=PATIENCE)
+    fetch(archive, tmp_path, limits=LIMITS)
+    fetch(archive, tmp_path, limits=LIMITS)
     assert server.requests == [("/good", 0)]
 
 
-def test_a_broken_connection_is_continued(server: Server, tmp_path: Path) -> None:
-    fetch(server.archive(truncates=truncates), tmp_path, patience=PATIENCE)
+def test_a_broken_connection_is_resumed(server: Server, tmp_path: Path) -> None:
+    fetch(server.archive(truncates=truncates), tmp_path, limits=LIMITS)
     assert_whole(tmp_path)
     assert server.requests == [("/truncates", 0), ("/truncates", 40_000), ("/truncates", 80_000)]
 
 
-def test_a_source_that_keeps_breaking_off_is_left_and_its_bytes_are_kept(server: Server, tmp_path: Path) -> None:
-    fetch(server.archive(truncates=truncates, good=good), tmp_path, patience=replace(PATIENCE, connections=2))
+def test_a_source_that_keeps_closing_is_left_and_its_bytes_are_kept(server: Server, tmp_path: Path) -> None:
+    fetch(server.archive(truncates=truncates, good=good), tmp_path, limits=replace(LIMITS, connections=2))
     assert_whole(tmp_path)
     assert server.requests[-1] == ("/good", 80_000)
 
 
-@pytest.mark.parametrize("bad", [stalls, crawls])
-def test_a_source_that_stalls_or_crawls_is_left_and_its_bytes_are_kept(
+@pytest.mark.parametrize("bad", [stalls, slow])
+def test_a_stalled_or_slow_source_is_left_and_its_bytes_are_kept(
     server: Server, tmp_path: Path, bad: Callable[[Handler], None]
 ) -> None:
-    fetch(server.archive(bad=bad, good=good), tmp_path, patience=replace(PATIENCE, min_rate=400_000))
+    fetch(server.archive(bad=bad, good=good), tmp_path, limits=replace(LIMITS, min_rate=400_000))
     assert_whole(tmp_path)
     assert [path for path, _ in server.requests] == ["/bad", "/good"]
     assert server.requests[-1][1] > 0
 
 
-def test_a_source_that_crawls_serves_when_all_others_fail(server: Server, tmp_path: Path) -> None:
-    fetch(server.archive(crawls=crawls, gone=status(404)), tmp_path, patience=replace(PATIENCE, min_rate=400_000))
+def test_a_slow_source_is_used_when_all_others_fail(server: Server, tmp_path: Path) -> None:
+    fetch(server.archive(slow=slow, gone=status(404)), tmp_path, limits=replace(LIMITS, min_rate=400_000))
     assert_whole(tmp_path)
-    assert [path for path, _ in server.requests] == ["/crawls", "/gone", "/crawls"]
+    assert [path for path, _ in server.requests] == ["/slow", "/gone", "/slow"]
 
 
 @pytest.mark.parametrize(
     "bad", [status(404), status(503), corrupts, never_ends, other_file, status(204), redirects("ftp://127.0.0.1/x")]
 )
-def test_what_is_not_the_archive_is_thrown_away(server: Server, tmp_path: Path, bad: Callable[[Handler], None]) -> None:
-    fetch(server.archive(bad=bad, good=good), tmp_path, patience=PATIENCE)
+def test_other_contents_are_discarded(server: Server, tmp_path: Path, bad: Callable[[Handler], None]) -> None:
+    fetch(server.archive(bad=bad, good=good), tmp_path, limits=LIMITS)
     assert_whole(tmp_path)
     assert server.requests == [("/bad", 0), ("/good", 0)]
 
@@ -269,7 +269,7 @@ def test_what_is_not_the_archive_is_thrown_away(server: Server, tmp_path: Path, 
 def test_redirections_are_followed_with_the_range(server: Server, tmp_path: Path) -> None:
     partial_of(tmp_path).write_bytes(BODY[:1_000])
     archive = server.archive(moved=redirects("/good"), good=good)
-    fetch(replace(archive, urls=archive.urls[:1]), tmp_path, patience=PATIENCE)
+    fetch(replace(archive, urls=archive.urls[:1]), tmp_path, limits=LIMITS)
     assert_whole(tmp_path)
     assert server.requests == [("/moved", 1_000), ("/good", 1_000)]
 
@@ -279,27 +279,27 @@ def test_starts_over_where_ranges_are_not_served(
     server: Server, tmp_path: Path, answer: Callable[[Handler], None]
 ) -> None:
     partial_of(tmp_path).write_bytes(BODY[:1_000])
-    fetch(server.archive(answer=answer), tmp_path, patience=PATIENCE)
+    fetch(server.archive(answer=answer), tmp_path, limits=LIMITS)
     assert_whole(tmp_path)
 
 
-def test_a_range_that_was_not_asked_for_is_refused(server: Server, tmp_path: Path) -> None:
+def test_another_range_than_requested_is_refused(server: Server, tmp_path: Path) -> None:
     partial_of(tmp_path).write_bytes(BODY[:1_000])
-    fetch(server.archive(other_range=other_range, good=good), tmp_path, patience=PATIENCE)
+    fetch(server.archive(other_range=other_range, good=good), tmp_path, limits=LIMITS)
     assert_whole(tmp_path)
 
 
 @pytest.mark.parametrize("stale", [bytes(1_000), bytes(SIZE), bytes(SIZE + 1)], ids=["short", "full", "too long"])
-def test_bad_bytes_from_before_are_not_held_against_the_source(server: Server, tmp_path: Path, stale: bytes) -> None:
+def test_wrong_bytes_of_an_earlier_download_are_replaced(server: Server, tmp_path: Path, stale: bytes) -> None:
     partial_of(tmp_path).write_bytes(stale)
-    fetch(server.archive(good=good), tmp_path, patience=PATIENCE)
+    fetch(server.archive(good=good), tmp_path, limits=LIMITS)
     assert_whole(tmp_path)
     assert server.requests[-1] == ("/good", 0)
 
 
 def test_a_full_partial_needs_no_server(tmp_path: Path, server: Server) -> None:
     partial_of(tmp_path).write_bytes(BODY)
-    fetch(server.archive(good=good), tmp_path, patience=PATIENCE)
+    fetch(server.archive(good=good), tmp_path, limits=LIMITS)
     assert_whole(tmp_path)
     assert server.requests == []
 
@@ -310,38 +310,39 @@ def test_damaged_and_missing_files_are_replaced_and_others_left_alone(server: Se
     (tmp_path / FOLDER / "one").write_bytes(b"damaged")
     (tmp_path / FOLDER / "notes.txt").write_text("the user's own")
     assert state_of_files(archive, tmp_path) == {"one": "damaged", "two": "missing"}
-    fetch(archive, tmp_path, patience=PATIENCE)
+    fetch(archive, tmp_path, limits=LIMITS)
     assert set(state_of_files(archive, tmp_path).values()) == {"ok"}
     assert (tmp_path / FOLDER / "notes.txt").read_text() == "the user's own"
 
 
-def test_when_every_source_fails_each_is_named_with_its_reason(server: Server, tmp_path: Path) -> None:
+def test_when_every_source_fails_one_line_names_each_with_its_reason(server: Server, tmp_path: Path) -> None:
     archive = server.archive(gone=status(404), stalls=stalls, corrupts=corrupts, truncates=truncates)
     archive = replace(archive, urls=("http://127.0.0.1:9/", *archive.urls))
     with pytest.raises(ToolkitError) as failed:
-        fetch(archive, tmp_path, patience=replace(PATIENCE, connections=1))
+        fetch(archive, tmp_path, limits=replace(LIMITS, connections=1))
     message = str(failed.value)
     for url in archive.urls:
         assert url in message
-    for reason in ["no connection", "HTTP status 404", "sent nothing for 1 seconds", "MD5", "broke off"]:
+    for reason in ["cannot be reached", "HTTP status 404", "sent no data for 0.5 seconds", "another MD5", "closed the"]:
         assert reason in message
+    assert message.isprintable()
     assert not (tmp_path / FOLDER).exists()
 
 
-def test_an_archive_that_lacks_a_file_is_refused(server: Server, tmp_path: Path) -> None:
+def test_an_archive_without_a_file_is_refused(server: Server, tmp_path: Path) -> None:
     archive = server.archive(good=good)
-    with pytest.raises(ToolkitError, match=r"does not hold what it should.*'three': 'missing'"):
-        fetch(replace(archive, files={**archive.files, "three": "0" * 32}), tmp_path, patience=PATIENCE)
+    with pytest.raises(ToolkitError, match=r"lacks files.*'three': 'missing'"):
+        fetch(replace(archive, files={**archive.files, "three": "0" * 32}), tmp_path, limits=LIMITS)
     assert not (tmp_path / FOLDER).exists()
 
 
-def test_a_folder_that_cannot_be_made_is_named(server: Server, tmp_path: Path) -> None:
+def test_an_error_names_the_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ToolkitError, match=r"cannot write .*file"):
-        fetch(server.archive(good=good), tmp_path / "file" / "folder", patience=PATIENCE)
+        fetch(server.archive(good=good), tmp_path / "file" / "folder", limits=LIMITS)
 
 
-def test_two_processes_at_once_download_once(server: Server, tmp_path: Path) -> None:
+def test_two_concurrent_processes_download_once(server: Server, tmp_path: Path) -> None:
     archive = server.archive(pauses=pauses)
     with fetching_process(archive, tmp_path) as first:
         assert first.stdout is not None
@@ -349,14 +350,14 @@ def test_two_processes_at_once_download_once(server: Server, tmp_path: Path) -> 
         with fetching_process(archive, tmp_path) as second:
             assert second.stdout is not None
             assert second.stdout.readline().startswith("waiting for another process")
-            server.go_on.set()
+            server.released.set()
             assert second.wait(60) == 0
         assert first.wait(60) == 0
     assert_whole(tmp_path)
     assert server.requests == [("/pauses", 0)]
 
 
-def test_what_a_killed_process_left_is_continued(server: Server, tmp_path: Path) -> None:
+def test_the_partial_download_of_a_killed_process_is_resumed(server: Server, tmp_path: Path) -> None:
     archive = server.archive(pauses=pauses)
     with fetching_process(archive, tmp_path) as process:
         assert process.stdout is not None
@@ -364,8 +365,8 @@ def test_what_a_killed_process_left_is_continued(server: Server, tmp_path: Path)
         process.kill()
     assert not (tmp_path / FOLDER).exists()
     left = partial_of(tmp_path).stat().st_size
-    server.go_on.set()
-    fetch(archive, tmp_path, patience=PATIENCE)
+    server.released.set()
+    fetch(archive, tmp_path, limits=LIMITS)
     assert_whole(tmp_path)
     assert left > 0
     assert server.requests[1:] == [("/pauses", left)]

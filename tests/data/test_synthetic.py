@@ -1,4 +1,4 @@
-"""The drawn data set: the form of CIFAR-10, balanced, repeatable, and not to be told apart pixel by pixel."""
+"""The drawn data set: the form of CIFAR-10, balanced, repeatable, and not separable by single pixels."""
 
 import pytest
 import torch
@@ -17,12 +17,12 @@ def test_has_the_form_of_cifar10(count: int) -> None:
     assert torch.bincount(labels, minlength=10).max() == -(-count // 10)
 
 
-def test_there_are_ten_classes_equally_often() -> None:
+def test_ten_balanced_classes() -> None:
     assert len(DRAWN_CLASSES) == 10
     assert draw(200, seed=3)[1].bincount().tolist() == [20] * 10
 
 
-def test_the_seed_alone_decides() -> None:
+def test_the_seed_alone_determines_the_images() -> None:
     images, labels = draw(50, seed=4)
     torch.manual_seed(0)
     same_images, same_labels = draw(50, seed=4)
@@ -38,8 +38,8 @@ def test_training_and_test_pictures_differ() -> None:
     assert len(torch.unique(torch.cat([train, test]).flatten(1), dim=0)) == 400
 
 
-def test_the_mean_pictures_of_the_classes_tell_little() -> None:
-    """The nearest class mean names a held-out picture right hardly more often than chance: the set is not trivial."""
+def test_class_means_classify_poorly() -> None:
+    """The nearest class mean is right for fewer than 30% of held-out images, where chance is 10%."""
     images, labels = draw(1_000, seed=6)
     pixels = images.flatten(1).float()
     means = torch.stack([pixels[:500][labels[:500] == label].mean(dim=0) for label in range(10)])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models import build_model
-from toolkit.data.cifar import normalised
+from toolkit.data.channels import normalize
 from toolkit.evaluation.metrics import compute_logits, measure
 
 NAMES = tuple("abcdefghij")
@@ -48,4 +48,4 @@ def test_logits_of_the_network_in_evaluation_mode():
     logits = compute_logits(network, images, batch_size=3)
     assert network.training
     with torch.no_grad():
-        torch.testing.assert_close(logits, network.eval()(normalised(images)), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits, network.eval()(normalize(images)), atol=1e-4, rtol=1e-4)

@@ -1,6 +1,5 @@
 """Hostile files through the command line: each reader gives one clear line, runs nothing, and leaves all as it was."""
 
-import functools
 import json
 import os
 import struct
@@ -28,7 +27,6 @@ from tests.support.hostile import (
 )
 from tests.support.onnx_models import draw, saved, tiny_model
 from tests.support.sources import Done
-from toolkit.data import synthetic as drawn
 from toolkit.data.dataset import data_identity, find_data
 from toolkit.inference.model_file import MAX_MODEL_BYTES, SHIPPED_MODEL
 from toolkit.inference.paths import expand
@@ -41,14 +39,6 @@ pytestmark = [pytest.mark.hostile, posix]
 SECONDS = 20  # of the slowest case on a machine that does something else too; most take a few hundredths
 
 Cifar = Callable[..., Done]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def pictures_drawn_once() -> Iterator[None]:
-    """The demo's pictures take a second each time, and every command of the command line draws them anew."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawn, "draw", functools.cache(drawn.draw))
-        yield
 
 
 @pytest.fixture

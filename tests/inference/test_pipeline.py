@@ -1,4 +1,4 @@
-"""Paths -> predictions: what is found, in which order, how much at once, and what a bad file does."""
+"""Paths -> predictions: which files are found, their order, batch sizes, and bad files."""
 
 import dataclasses
 import io
@@ -63,18 +63,18 @@ def test_a_bad_file_leaves_the_others_alone(classifier: Classifier, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("provider", "most"), [("cpu", 16), ("cuda", 20)])
-def test_how_many_pictures_the_model_sees(
+def test_batch_sizes_on_cpu_and_gpu(
     classifier: Classifier, provider: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the CPU each thread runs the model on its own share; a GPU gets whole batches, from one thread."""
     seen: list[tuple[int, int]] = []
     probabilities = pipeline._probabilities
 
-    def noting(session: Session, images: list[np.ndarray]) -> np.ndarray:
+    def recording(session: Session, images: list[np.ndarray]) -> np.ndarray:
         seen.append((threading.get_ident(), len(images)))
         return probabilities(session, images)
 
-    monkeypatch.setattr(pipeline, "_probabilities", noting)
+    monkeypatch.setattr(pipeline, "_probabilities", recording)
     pictures = [np.full((32, 32, 3), COLOURS[name], np.uint8) for name in [*COLOURS] * 30]
     session = dataclasses.replace(classifier.session, provider=provider)
     results = list(pipeline.classify(session, pictures, workers=2, batch_size=20))
@@ -86,13 +86,13 @@ def test_how_many_pictures_the_model_sees(
 
 
 @pytest.mark.parametrize(("threads", "workers", "each"), [(1, 1, 1), (3, 3, 1), (16, 16, 1), (64, 16, 4)])
-def test_threads_are_shared_out(tmp_path: Path, threads: int, workers: int, each: int) -> None:
+def test_threads_are_divided_among_workers(tmp_path: Path, threads: int, workers: int, each: int) -> None:
     classifier = Classifier(saved(tmp_path, tiny_model()), "cpu", threads=threads)
     assert (classifier._workers, classifier.session.threads) == (workers, each)
 
 
 @pytest.mark.parametrize("threads", [0, -1])
-def test_no_threads_are_wrong_usage(tmp_path: Path, threads: int) -> None:
+def test_fewer_than_one_thread_is_a_usage_error(tmp_path: Path, threads: int) -> None:
     with pytest.raises(UsageError, match="threads must be at least 1"):
         Classifier(saved(tmp_path, tiny_model()), "cpu", threads=threads)
 
@@ -102,13 +102,13 @@ def test_only_failures(classifier: Classifier, tmp_path: Path) -> None:
     assert [type(result) for result in results] == [Failure] * 5
 
 
-def test_nothing_to_do(classifier: Classifier) -> None:
+def test_no_pictures(classifier: Classifier) -> None:
     assert list(classifier.stream([])) == []
     assert classifier.predict([]) == []
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": 10**6}, {"top": 0}, {"top": 11}])
-def test_options_out_of_range_are_wrong_usage_at_once(classifier: Classifier, options: dict[str, int]) -> None:
+def test_options_out_of_range_are_usage_errors_at_once(classifier: Classifier, options: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="must lie between 1 and"):
         classifier.stream([], **options)
     with pytest.raises(UsageError, match="must lie between 1 and"):
@@ -147,22 +147,22 @@ def test_a_single_picture_needs_no_list(classifier: Classifier, tmp_path: Path) 
         np.zeros((0, 9, 3), np.uint8),
     ],
 )
-def test_other_arrays_are_wrong_usage(classifier: Classifier, array: np.ndarray) -> None:
+def test_other_arrays_are_usage_errors(classifier: Classifier, array: np.ndarray) -> None:
     with pytest.raises(UsageError, match=r"must be uint8 \(H, W, 3\)"):
         classifier.predict([array])
 
 
-def test_a_folder_is_no_picture_for_predict(classifier: Classifier, tmp_path: Path) -> None:
+def test_predict_refuses_a_folder(classifier: Classifier, tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match="is a folder"):
         classifier.predict([tmp_path])
 
 
 @pytest.mark.hostile
-def test_a_model_that_gives_no_numbers(tmp_path: Path) -> None:
+def test_a_model_whose_outputs_are_not_finite(tmp_path: Path) -> None:
     model = tiny_model()
     weights = next(tensor for tensor in model.graph.initializer if tensor.name == "weights")
     weights.raw_data = np.full((3, 10), np.nan, np.float32).tobytes()
-    with pytest.raises(ToolkitError, match="no numbers; `cifar verify`"):
+    with pytest.raises(ToolkitError, match="are not finite; `cifar verify`"):
         Classifier(saved(tmp_path, model), "cpu").predict(np.ones((32, 32, 3), np.uint8))
 
 
@@ -200,7 +200,7 @@ def test_a_folder_by_name_then_its_folders(tmp_path: Path) -> None:
     assert list(expand([tmp_path])) == [str(tmp_path / name) for name in expected]
 
 
-def test_a_named_file_is_tried_whatever_its_name(classifier: Classifier, tmp_path: Path) -> None:
+def test_a_named_file_is_read_whatever_its_suffix(classifier: Classifier, tmp_path: Path) -> None:
     [result] = classifier.stream([draw(tmp_path / "picture.txt")])
     assert isinstance(result, Prediction)
 
@@ -209,7 +209,7 @@ def test_a_folder_without_pictures_says_so(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     [failure] = expand([tmp_path])
     assert isinstance(failure, Failure)
-    assert "no picture in this folder" in failure.error
+    assert "no file in this folder has the suffix of a picture" in failure.error
 
 
 def test_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +217,7 @@ def test_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         draw(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     assert list(expand(["*.png"])) == ["a.png", "b.png", "odd[1].png"]
-    assert list(expand(["odd[1].png"])) == ["odd[1].png"]  # what exists is never a pattern
+    assert list(expand(["odd[1].png"])) == ["odd[1].png"]  # an existing path is never a pattern
     assert list(expand([os.path.join("i?", "*.png")])) == [os.path.join("in", "d.png")]
     assert len(list(expand(["**/*.png"]))) == len(list(expand([str(tmp_path / "**" / "*.png")]))) == 5
     assert list(expand(["i*"])) == [os.path.join("in", "d.png"), os.path.join("in", "deep", "e.png")]
@@ -282,10 +282,10 @@ def test_a_folder_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.hostile
-def test_a_large_folder_is_not_decoded_ahead(
+def test_a_large_folder_is_decoded_as_needed(
     classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for i in range(20_000):
+    for i in range(2_000):
         (tmp_path / f"{i:05}.png").touch()
     tried = itertools.count()
     read = paths.read_image
@@ -303,7 +303,7 @@ def test_a_large_folder_is_not_decoded_ahead(
 
 
 @pytest.mark.hostile
-def test_paths_are_taken_as_they_are_needed(classifier: Classifier, tmp_path: Path) -> None:
+def test_paths_are_consumed_as_needed(classifier: Classifier, tmp_path: Path) -> None:
     path = draw(tmp_path / "x.png")
     taken = itertools.count()
     endless = (path for _ in taken)

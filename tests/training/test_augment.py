@@ -5,7 +5,8 @@ import pytest
 import torch
 from torchvision.transforms import functional as tv
 
-from toolkit.data.cifar import MEAN, STD, normalised
+from toolkit.data.channels import normalize
+from toolkit.data.cifar import MEAN, STD
 from toolkit.training.augment import crop_and_flip, mixup, padded, random_erasing
 
 
@@ -64,10 +65,10 @@ def test_offsets_and_flips_differ_within_a_batch():
     assert len({window.contiguous().numpy().tobytes() for window in batch}) > 30
 
 
-def test_normalised_as_torchvision_does():
+def test_normalize_equals_torchvision():
     images = random_images(5)
     expected = torch.stack([tv.normalize(tv.to_tensor(i.permute(1, 2, 0).numpy()), MEAN, STD) for i in images])
-    torch.testing.assert_close(normalised(images), expected)
+    torch.testing.assert_close(normalize(images), expected)
 
 
 def erased_rectangle(before: torch.Tensor, after: torch.Tensor) -> tuple[int, int, int, int] | None:

@@ -25,7 +25,7 @@ from tests.support.training import (
     train_epochs,
     weights_of,
 )
-from toolkit.data.cifar import normalised
+from toolkit.data.channels import normalize
 from toolkit.data.images import Images
 from toolkit.data.split import split_images
 from toolkit.errors import ToolkitError, UsageError
@@ -232,7 +232,7 @@ def test_against_a_plain_loop(tmp_path, source, optimizer, rate):
     )  # fmt: skip
     _, records = run_all(recipe, source, tmp_path)
 
-    images, labels = normalised(source.train().images), source.train().labels
+    images, labels = normalize(source.train().images), source.train().labels
     torch.manual_seed(5 << 20)
     network = build_model("resnet20", dropout_rate=0.0)
     decay = [p for p in network.parameters() if p.ndim > 1]

@@ -1,4 +1,4 @@
-"""The images: find CIFAR-10 or the drawn set, load it as uint8 tensors, identify it, and write samples."""
+"""Data sets: find CIFAR-10 or the drawn set, load it as uint8 tensors, compute its identity, and write samples."""
 
 import dataclasses
 import hashlib
@@ -16,13 +16,14 @@ from toolkit.data.download import Progress, state_of_files
 from toolkit.data.images import Images
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import as_text, replacing
+from toolkit.reporting import ignore
 
-DEMO = "demo"  # the word that stands for the drawn set; "./demo" is a folder
+DEMO = "demo"  # the drawn set; "./demo" names a folder
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where images come from; nothing is read before `train` or `test` is called.
+    """A data set; files are read when `train` or `test` is called.
 
     Attributes:
         name: "cifar10" or "demo".
@@ -35,20 +36,20 @@ class DataSource:
     class_names: tuple[str, ...]
 
     def train(self) -> Images:
-        """The training images: 50,000 of CIFAR-10, 4,000 drawn ones.
+        """Read the training images: 50,000 of CIFAR-10, 4,000 drawn ones.
 
         Raises:
-            ToolkitError: the files are gone, damaged or cannot be read.
+            ToolkitError: a file is missing, damaged or not readable.
         """
         if self.folder is None:
             return Images(*synthetic.draw(synthetic.TRAIN_COUNT, seed=synthetic.TRAIN_SEED))
         return cifar.read_cifar10(self.folder, train=True)
 
     def test(self) -> Images:
-        """The test images: 10,000 of CIFAR-10, 1,000 drawn ones. Training never calls this.
+        """Read the test images: 10,000 of CIFAR-10, 1,000 drawn ones. Training never calls this.
 
         Raises:
-            ToolkitError: the files are gone, damaged or cannot be read.
+            ToolkitError: a file is missing, damaged or not readable.
         """
         if self.folder is None:
             return Images(*synthetic.draw(synthetic.TEST_COUNT, seed=synthetic.TEST_SEED))
@@ -57,14 +58,14 @@ class DataSource:
 
 @dataclass(frozen=True)
 class DataStatus:
-    """What `cifar data` shows.
+    """The state of a data set's files, as shown by `cifar data`.
 
     Attributes:
         name: "cifar10" or "demo".
         chosen_by: "--data", "$CIFAR_DATA" or "the cache folder".
         folder: the folder that holds, or would hold, `cifar-10-batches-py`; None for the drawn set.
-        files: the state of each file, as `toolkit.data.download.state_of_files` gives it; empty for the drawn set.
-        train_count, test_count: how many images there are; 0 where the data is not complete.
+        files: the state of each file (see `toolkit.data.download.state_of_files`); empty for the drawn set.
+        train_count, test_count: the number of images; 0 where a file is missing or damaged.
     """
 
     name: str
@@ -84,7 +85,7 @@ class DataStatus:
 
 
 def cache_folder() -> Path:
-    """Where CIFAR-10 is kept when no folder is named: the platform's folder for caches, then `cifar`."""
+    """The default folder for downloaded and decoded data: `cifar` in the platform's cache folder."""
     if folder := os.environ.get("XDG_CACHE_HOME"):
         return Path(folder) / "cifar"
     if sys.platform == "win32":
@@ -92,27 +93,27 @@ def cache_folder() -> Path:
     return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "cifar"
 
 
-def find_data(data: str | None = None, *, fetch: bool = True, progress: Progress | None = None) -> DataSource:
-    """Find the images: in `data`, else in `$CIFAR_DATA`, else in the cache folder, into which they are fetched.
+def find_data(data: str | None = None, *, fetch: bool = True, progress: Progress = ignore) -> DataSource:
+    """Find a data set: `data`, else `$CIFAR_DATA`, else CIFAR-10 in the cache folder, downloaded if necessary.
 
     Args:
-        data: a folder, or "demo" for the drawn set; None where the user named none.
-        fetch: download CIFAR-10 when the cache folder does not have it. A folder that was named is never written to.
-        progress: told about a download (see `toolkit.data.download.Progress`).
+        data: a folder, or "demo" for the drawn set; None for the default.
+        fetch: download CIFAR-10 where the cache folder lacks it. A folder that the user named is never written to.
+        progress: receives the progress of a download (see `toolkit.data.download.Progress`).
 
     Raises:
-        ToolkitError: no data there, and none could be fetched.
+        ToolkitError: the data were not found, or the download failed.
     """
-    folder, chosen_by = _chosen(data)
+    folder, chosen_by = _choose_folder(data)
     if folder is None:
         return DataSource(name=DEMO, folder=None, class_names=synthetic.DRAWN_CLASSES)
     missing = [name for name in cifar.CIFAR10.files if not (folder / cifar.CIFAR10.folder / name).is_file()]
     if missing and chosen_by != "the cache folder":
-        raise ToolkitError(_not_there(folder, chosen_by, missing))
+        raise ToolkitError(_missing_message(folder, chosen_by, missing))
     if missing and not fetch:
         raise ToolkitError(
-            f"no CIFAR-10 in the cache folder {folder}; fetch it with `cifar data --fetch`, "
-            "or name a folder that has it with --data FOLDER"
+            f"CIFAR-10 is not in the cache folder {folder}: download it with `cifar data --fetch`, "
+            "or name a folder that holds it with --data FOLDER"
         )
     if missing:
         cifar.fetch_cifar10(folder, progress=progress)
@@ -120,8 +121,8 @@ def find_data(data: str | None = None, *, fetch: bool = True, progress: Progress
 
 
 def data_status(data: str | None = None) -> DataStatus:
-    """What is there, in the folder where `find_data` would look; every file's MD5 is computed (about a second)."""
-    folder, chosen_by = _chosen(data)
+    """Check the files of the data set that `find_data` would use; computes every MD5, which takes about a second."""
+    folder, chosen_by = _choose_folder(data)
     if folder is None:
         return DataStatus(DEMO, chosen_by, None, {}, synthetic.TRAIN_COUNT, synthetic.TEST_COUNT)
     files = state_of_files(cifar.CIFAR10, folder)
@@ -131,9 +132,9 @@ def data_status(data: str | None = None) -> DataStatus:
 
 
 def data_identity(source_name: str, images: Images) -> dict[str, str]:
-    """What a run records of its training data: its name, and a SHA-256 over the images' bytes and then the labels'.
+    """The identity of training data in runs and models: the name, and a SHA-256 over the images and the labels.
 
-    Labels count as little-endian int64, so the sum is the same on every machine.
+    Labels are hashed as little-endian int64, so the digest is the same on every machine.
     """
     digest = hashlib.sha256(images.images.cpu().contiguous().numpy().data)
     digest.update(images.labels.cpu().numpy().astype("<i8").data)
@@ -141,24 +142,24 @@ def data_identity(source_name: str, images: Images) -> dict[str, str]:
 
 
 def require_same_data(trained_on: dict[str, str], present: dict[str, str], *, what: str) -> None:
-    """Refuse to go on with, or to judge, a model on data that it was not trained on.
+    """Raise an error unless a model was trained on the given data.
 
     Args:
-        trained_on: the identity that the model carries.
-        present: `data_identity` of the data at hand.
-        what: names the model in the message.
+        trained_on: the identity recorded in the model or run.
+        present: `data_identity` of the data.
+        what: the name of the model or run, for the message.
 
     Raises:
         ToolkitError: the two differ.
     """
     if trained_on != present:
         raise ToolkitError(
-            f"{what} was trained on {_in_words(trained_on)}, but these data are {_in_words(present)}: "
-            "name the data that it belongs to with --data"
+            f"{what} was trained on {_describe(trained_on)}, but these data are {_describe(present)}: "
+            "name its training data with --data"
         )
 
 
-def _in_words(identity: dict[str, str]) -> str:
+def _describe(identity: dict[str, str]) -> str:
     return f"{identity.get('name', '?')[:80]} (training images' SHA-256 {identity.get('train_sha256', '?')[:12]}...)"
 
 
@@ -173,9 +174,9 @@ def write_samples(source: DataSource, folder: Path, *, per_class: int = 1) -> li
         ToolkitError: the data cannot be read or the files cannot be written.
     """
     test = source.test()
-    most = int(torch.bincount(test.labels, minlength=len(source.class_names)).min())
-    if not 1 <= per_class <= most:
-        raise UsageError(f"{per_class} samples per class were asked for; there can be 1 to {most}")
+    available = int(torch.bincount(test.labels, minlength=len(source.class_names)).min())
+    if not 1 <= per_class <= available:
+        raise UsageError(f"{per_class} samples per class were requested; the test set allows 1 to {available}")
     paths = []
     for label, class_name in enumerate(source.class_names):
         first = (test.labels == label).nonzero().flatten()[:per_class]
@@ -187,16 +188,16 @@ def write_samples(source: DataSource, folder: Path, *, per_class: int = 1) -> li
     return paths
 
 
-def _chosen(data: str | None) -> tuple[Path | None, str]:
-    """The folder to look in (None: the drawn set), and what chose it."""
+def _choose_folder(data: str | None) -> tuple[Path | None, str]:
+    """The folder of the data (None: the drawn set), and the origin of the choice."""
     for value, chosen_by in [(data, "--data"), (os.environ.get(cifar.VARIABLE), f"${cifar.VARIABLE}")]:
         if value:
             return (None if value == DEMO else cifar.folder_that_holds_batches(Path(value))), chosen_by
     return cache_folder(), "the cache folder"
 
 
-def _not_there(folder: Path, chosen_by: str, missing: list[str]) -> str:
-    """The message for a folder, named by the user, that has not got all the files."""
+def _missing_message(folder: Path, chosen_by: str, missing: list[str]) -> str:
+    """The message for a folder, named by the user, that lacks files."""
     if not folder.is_dir():
         found = "is not a folder" if folder.exists() else "does not exist"
     elif len(missing) == len(cifar.CIFAR10.files):
@@ -204,7 +205,7 @@ def _not_there(folder: Path, chosen_by: str, missing: list[str]) -> str:
     else:
         found = f"lacks {', '.join(missing)} in {cifar.CIFAR10.folder}/"
     return (
-        f"no CIFAR-10 where {chosen_by} points: {folder} {found}; expected is a folder that holds "
-        f"{cifar.CIFAR10.folder}/, or that folder itself. `cifar data --fetch --data {folder}` fetches it there; "
+        f"no CIFAR-10 where {chosen_by} points: {folder} {found}; expected a folder that holds "
+        f"{cifar.CIFAR10.folder}/, or that folder itself. `cifar data --fetch --data {folder}` downloads it there; "
         "--data demo needs no files"
     )

@@ -1,6 +1,6 @@
-"""Download one archive, whole or not at all: resumed, checked, unpacked and put in place in one step.
+"""Download an archive: resume a partial download, verify the MD5, unpack, and place the files atomically.
 
-Several processes may ask for the same archive at once: one fetches it, the others wait and find it there.
+When several processes request the same archive, one downloads it and the others wait for it.
 """
 
 import hashlib
@@ -22,23 +22,24 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 
 from toolkit.errors import ToolkitError
+from toolkit.reporting import ignore
 
 CHUNK = 1 << 16  # bytes
 
-# Told what is going on (the host that sends, or why nothing comes yet), the bytes that are there, and the bytes in all.
+# Called with the current activity (the host, or a reason to wait), the bytes received, and the size of the archive.
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A gzipped tar file that holds one folder, published in several places, byte for byte the same.
+    """A gzipped tar file with one folder, published at several byte-identical sources.
 
     Attributes:
-        urls: where it is, http or https; the first is tried first.
-        md5: its checksum.
-        size: its length in bytes.
-        folder: the folder in it.
-        files: the names of the files in that folder that are wanted, each with its MD5; nothing else is unpacked.
+        urls: the sources, http or https, in the order of preference.
+        md5: the archive's checksum, in hexadecimal.
+        size: in bytes.
+        folder: the folder in the archive.
+        files: the names of the files to unpack from that folder, each with its MD5.
     """
 
     urls: tuple[str, ...]
@@ -49,13 +50,14 @@ class Archive:
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long a source may take before the next one is tried.
+class DownloadLimits:
+    """When to give up on a source and try the next one.
 
     Attributes:
-        timeout_seconds: for a connection to be made, and then for each next piece of data.
-        min_rate: bytes per second, averaged over `window_seconds`, below which a source crawls.
-        connections: how often one source is connected to, when it breaks off in the middle.
+        timeout_seconds: for the connection, and for each block of data.
+        min_rate: bytes per second, averaged over `window_seconds`; a slower source is left.
+        window_seconds: the period over which the rate is averaged.
+        connections: how many times to connect to one source when the connection breaks.
     """
 
     timeout_seconds: float = 20.0
@@ -64,35 +66,36 @@ class Patience:
     connections: int = 5
 
 
+DEFAULT_LIMITS = DownloadLimits()
+
+
 class _SourceFailed(Exception):
-    """This source cannot deliver the archive; the message says why."""
+    """The source did not deliver the archive; the message gives the reason."""
 
 
 class _TooSlow(_SourceFailed):
-    """This source delivers less than `Patience.min_rate`; what has come so far is good."""
+    """The source delivers less than `DownloadLimits.min_rate`; the bytes received so far are kept."""
 
 
 def fetch(
-    archive: Archive, folder: Path, *, patience: Patience | None = None, progress: Progress | None = None
+    archive: Archive, folder: Path, *, limits: DownloadLimits = DEFAULT_LIMITS, progress: Progress = ignore
 ) -> None:
-    """Make `folder/<archive.folder>` hold the archive's files; nothing is downloaded where it holds them already.
+    """Download and unpack an archive to `folder/<archive.folder>`, unless all files are there.
 
-    Interrupted at any moment, it leaves at most a partial download beside the place, which the next call continues.
+    An interrupted call leaves at most a partial download in `folder`, which the next call resumes.
 
     Raises:
-        ToolkitError: every source failed (the message says how each did), or the folder cannot be written.
+        ToolkitError: every source failed (the message gives the reason for each), or the folder is not writable.
     """
-    if _complete(archive, folder):  # also where the folder can only be read
+    if _is_complete(archive, folder):  # before the lock: the folder may be read-only
         return
-    patience = patience or Patience()
-    progress = progress or (lambda what, done, total: None)
     partial = folder / f".{archive.folder}.tar.gz.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / f".{archive.folder}.lock", archive, progress):
-            if _complete(archive, folder):  # since the look above: by the process that held the lock
+            if _is_complete(archive, folder):  # another process held the lock and downloaded it
                 return
-            _download(archive, partial, patience, progress)
+            _download(archive, partial, limits, progress)
             progress("unpacking", archive.size, archive.size)
             _unpack(archive, partial, folder)
             partial.unlink()
@@ -101,7 +104,7 @@ def fetch(
 
 
 def state_of_files(archive: Archive, folder: Path) -> dict[str, str]:
-    """Files that `folder/<archive.folder>` should hold: "ok", "damaged" (another MD5), "missing", or "unreadable"."""
+    """The state of each of the archive's files: "ok", "damaged" (another MD5), "missing" or "unreadable"."""
     return {name: _state(folder / archive.folder / name, md5) for name, md5 in archive.files.items()}
 
 
@@ -115,119 +118,123 @@ def _state(path: Path, md5: str) -> str:
 
 
 def _locked(path: Path, archive: Archive, progress: Progress) -> AbstractContextManager[object]:
-    """Held by one process at a time; the system lets go of it when the process ends, however it ends."""
+    """Acquire a lock between processes; the operating system releases it when the process ends."""
     lock = FileLock(path)
     try:
         return lock.acquire(timeout=0)
     except Timeout:
-        progress("waiting for another process that downloads here", 0, archive.size)
+        progress("waiting for another process that downloads to this folder", 0, archive.size)
         return lock.acquire()
 
 
-def _download(archive: Archive, partial: Path, patience: Patience, progress: Progress) -> None:
-    """Fill `partial` with the archive, its checksum right, from the first source that delivers."""
+def _download(archive: Archive, partial: Path, limits: DownloadLimits, progress: Progress) -> None:
+    """Download the archive to `partial` from the first source that delivers it with the right MD5."""
     failures = []
-    slow = replace(patience, min_rate=patience.min_rate / 10)
-    waiting = deque((url, patience) for url in archive.urls)
+    slow = replace(limits, min_rate=limits.min_rate / 10)
+    waiting = deque((url, limits) for url in archive.urls)
     while waiting:
         url, pace = waiting.popleft()
-        continued = partial.exists()
+        resumed = partial.exists()
         try:
             _fill(archive, partial, url, pace, progress)
             if _md5(partial) == archive.md5:
                 return
             partial.unlink()
-            if continued:  # the bytes from before may be the bad ones: this source deserves a fresh start
+            if resumed:  # the bytes from before may be the wrong ones: try the source once more from the start
                 waiting.appendleft((url, pace))
-            raise _SourceFailed(f"what came is not the archive: its MD5 is not {archive.md5}")
+            raise _SourceFailed(f"delivered a file with another MD5 than {archive.md5}")
         except _TooSlow as failure:
-            failures.append(f"  {url}: {failure}")
-            if pace != slow:  # when all else fails, slow is better than nothing
+            failures.append(f"{url} {failure}")
+            if pace != slow:  # try it again at the end, with a lower limit
                 waiting.append((url, slow))
         except _SourceFailed as failure:
-            failures.append(f"  {url}: {failure}")
-    raise ToolkitError("\n".join(["the archive could not be downloaded; the sources that were tried:", *failures]))
+            failures.append(f"{url} {failure}")
+    raise ToolkitError(f"cannot download {archive.folder}: {'; '.join(failures)}")
 
 
-def _fill(archive: Archive, partial: Path, url: str, patience: Patience, progress: Progress) -> None:
-    """Append to `partial` until it is as long as the archive, over as many connections as `patience` allows."""
+def _fill(archive: Archive, partial: Path, url: str, limits: DownloadLimits, progress: Progress) -> None:
+    """Append to `partial` until it has the size of the archive, over several connections if necessary."""
     if _length(partial) > archive.size:
         partial.unlink()
-    for _ in range(patience.connections):
+    for _ in range(limits.connections):
         if _length(partial) == archive.size:
             return
-        with _connect(archive, partial, url, patience) as response, partial.open("ab") as file:
+        with _connect(archive, partial, url, limits) as response, partial.open("ab") as file:
             if response.status != 206:
-                file.truncate(0)  # the whole archive comes, from its first byte
-            _copy(response, file, archive.size, url, patience, progress)
+                file.truncate(0)  # the server sends the whole archive
+            _copy(response, file, archive.size, url, limits, progress)
     if (length := _length(partial)) < archive.size:
         raise _SourceFailed(
-            f"broke off {patience.connections} times, at last after {length:,} bytes of {archive.size:,}"
+            f"closed the connection {limits.connections} times, last after {length:,} of {archive.size:,} bytes"
         )
 
 
-def _connect(archive: Archive, partial: Path, url: str, patience: Patience) -> HTTPResponse:
-    """Ask for the bytes after those in `partial`; the answer may still be the whole archive (status 200)."""
+def _connect(archive: Archive, partial: Path, url: str, limits: DownloadLimits) -> HTTPResponse:
+    """Request the bytes that `partial` lacks; the server may send the whole archive instead (status 200)."""
     start = _length(partial)
     request = urllib.request.Request(url, headers={"User-Agent": "cifar"})
     if start:
         request.add_header("Range", f"bytes={start}-")
     try:
         opener = urllib.request.build_opener(_WebOnly)
-        response: HTTPResponse = opener.open(request, timeout=patience.timeout_seconds)
+        response: HTTPResponse = opener.open(request, timeout=limits.timeout_seconds)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416 and start:  # Range Not Satisfiable: the bytes from before are of no use here
+        if error.code == 416 and start:  # Range Not Satisfiable: start over
             partial.unlink()
-            return _connect(archive, partial, url, patience)
-        raise _SourceFailed(f"HTTP status {error.code} {error.reason}") from error
+            return _connect(archive, partial, url, limits)
+        raise _SourceFailed(f"answered with HTTP status {error.code} {error.reason}") from error
     except (OSError, HTTPException) as error:
-        raise _SourceFailed(f"no connection: {getattr(error, 'reason', None) or error}") from error
+        raise _SourceFailed(f"cannot be reached ({getattr(error, 'reason', None) or error})") from error
     if (offer := _offer(response)) not in (f"bytes {start}-{archive.size - 1}/{archive.size}", str(archive.size), ""):
         response.close()
-        raise _SourceFailed(f"offers another file: {offer}, where {archive.size} bytes were expected")
+        raise _SourceFailed(f"offers another file ({offer}, expected {archive.size} bytes)")
     return response
 
 
 def _offer(response: HTTPResponse) -> str:
-    """What the server says that it will send: a range, a length, or nothing at all."""
+    """The range or the length that the server announces; "" where it announces none."""
     if response.status == 206:
-        return response.headers.get("Content-Range") or "a part that it does not name"
+        return response.headers.get("Content-Range") or "an unnamed range"
     if response.status == 200:
         return response.headers.get("Content-Length") or ""
     return f"HTTP status {response.status}"
 
 
-def _copy(response: HTTPResponse, file: IO[bytes], size: int, url: str, patience: Patience, progress: Progress) -> None:
-    """Append what comes to `file`, until it has `size` bytes or the connection breaks.
+def _copy(
+    response: HTTPResponse, file: IO[bytes], size: int, url: str, limits: DownloadLimits, progress: Progress
+) -> None:
+    """Append the response to `file`, until it has `size` bytes or the connection breaks.
 
     Raises:
-        _SourceFailed: nothing came for `patience.timeout_seconds`.
-        _TooSlow: less came than `patience.min_rate`.
+        _SourceFailed: no data arrived for `limits.timeout_seconds`.
+        _TooSlow: the rate was below `limits.min_rate`.
     """
     host = urlsplit(url).netloc
     length = file.seek(0, os.SEEK_END)
     window_start, window_length = time.monotonic(), length
     while length < size:
-        if (seconds := time.monotonic() - window_start) >= patience.window_seconds:
-            if (rate := (length - window_length) / seconds) < patience.min_rate:
-                raise _TooSlow(f"crawls at {rate / 1000:.1f} kB/s")
+        if (seconds := time.monotonic() - window_start) >= limits.window_seconds:
+            if (rate := (length - window_length) / seconds) < limits.min_rate:
+                raise _TooSlow(f"is too slow ({rate / 1000:.1f} kB/s)")
             window_start, window_length = time.monotonic(), length
         try:
-            data = response.read1(min(CHUNK, size - length))  # whatever is there, so that a trickle is noticed
+            data = response.read1(
+                min(CHUNK, size - length)
+            )  # returns what has arrived, so that a slow source is noticed
         except TimeoutError as error:
-            raise _SourceFailed(f"sent nothing for {patience.timeout_seconds:g} seconds") from error
+            raise _SourceFailed(f"sent no data for {limits.timeout_seconds:g} seconds") from error
         except (OSError, HTTPException):
             return
         if not data:
             return
         length += file.write(data)
-        file.flush()  # what has come is kept, even if the process is killed
+        file.flush()  # kept even if the process is killed
         progress(host, length, size)
 
 
 class _WebOnly(urllib.request.HTTPRedirectHandler):
-    """Follows a redirection to http and https alone (the standard handler would also follow one to ftp)."""
+    """Follow redirections to http and https only; the standard handler also follows them to ftp."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -238,13 +245,12 @@ class _WebOnly(urllib.request.HTTPRedirectHandler):
 
 
 def _unpack(archive: Archive, path: Path, folder: Path) -> None:
-    """Put the archive's files into `folder/<archive.folder>`: all at once where there is no such folder yet.
+    """Unpack the archive's files into `folder/<archive.folder>`, by one rename where that folder does not exist.
 
-    Only files that `archive` names are read, and each is written under that name: nothing else that a tar file can
-    hold (links, devices, paths that lead out of the folder) has an effect.
+    Only the files named by `archive` are written; links, devices and paths outside the folder are ignored.
     """
     place, unpacked = folder / archive.folder, folder / f".{archive.folder}.unpacking"
-    shutil.rmtree(unpacked, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(unpacked, ignore_errors=True)  # left by a killed process
     (unpacked / archive.folder).mkdir(parents=True)
     try:
         wanted = {f"{archive.folder}/{name}" for name in archive.files}
@@ -253,8 +259,8 @@ def _unpack(archive: Archive, path: Path, folder: Path) -> None:
                 if member.name in wanted and member.isfile() and (source := tar.extractfile(member)):
                     with source, (unpacked / member.name).open("wb") as file:
                         shutil.copyfileobj(source, file)
-        if not _complete(archive, unpacked):
-            raise ToolkitError(f"the archive does not hold what it should: {state_of_files(archive, unpacked)}")
+        if not _is_complete(archive, unpacked):
+            raise ToolkitError(f"the archive lacks files or has damaged ones: {state_of_files(archive, unpacked)}")
         if not place.exists():
             (unpacked / archive.folder).rename(place)
         else:  # some of its files are damaged or missing
@@ -264,7 +270,7 @@ def _unpack(archive: Archive, path: Path, folder: Path) -> None:
         shutil.rmtree(unpacked, ignore_errors=True)
 
 
-def _complete(archive: Archive, folder: Path) -> bool:
+def _is_complete(archive: Archive, folder: Path) -> bool:
     return all(state == "ok" for state in state_of_files(archive, folder).values())
 
 

@@ -1,4 +1,4 @@
-"""Labelled images in memory."""
+"""Labeled images in memory."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled images.
+    """Labeled images.
 
     Attributes:
         images: uint8 (N, 3, 32, 32), RGB, contiguous.
@@ -21,5 +21,5 @@ class Images:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> "Images":
-        """The images at `indices`, int64 (K,), in that order."""
+        """Select the images at `indices`, int64 (K,), in that order."""
         return Images(images=self.images[indices], labels=self.labels[indices])

@@ -1,4 +1,4 @@
-"""Training and validation images: a stratified division that depends on nothing but its seed."""
+"""Split images into training and validation sets: stratified, and determined by the seed alone."""
 
 import torch
 from torch import Tensor
@@ -6,28 +6,28 @@ from torch import Tensor
 from toolkit.data.images import Images
 from toolkit.errors import UsageError
 
-SPLIT_SEED = 0  # the same validation images in every run, so that runs can be compared image by image
+SPLIT_SEED = 0  # every run has the same validation images, so that runs are comparable
 
 
 def split_images(images: Images, val_size: int) -> tuple[Images, Images]:
-    """Training and validation images, stratified. Raises `UsageError` where too few are left to train on."""
+    """Split off `val_size` validation images. Raises `UsageError` where a class would have no training image left."""
     train_indices, val_indices = split(images.labels, val_size, seed=SPLIT_SEED)
     return images.take(train_indices), images.take(val_indices)
 
 
 def split(labels: Tensor, val_size: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Divide images into training and validation, each class in proportion.
+    """Split indices into training and validation, each class in proportion.
 
-    The result depends on the three arguments alone: not on the state of any random generator.
+    The result depends on the three arguments alone, not on the state of any random generator.
 
     Args:
         labels: int64 (N,).
-        val_size: how many validation images; 0 for none.
-        seed: chooses which.
+        val_size: the number of validation images; 0 for none.
+        seed: selects them.
 
     Returns:
         Indices of the training images, int64 (N - val_size,), and of the validation images, int64 (val_size,): sorted,
-        without overlap, together every index once.
+        disjoint, and complete.
 
     Raises:
         UsageError: `val_size` is negative, or leaves a class without training images.
@@ -49,7 +49,7 @@ def split(labels: Tensor, val_size: int, *, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _shares(labels: Tensor, val_size: int) -> dict[int, int]:
-    """How many of the `val_size` images each class gives: in proportion, the rest to the largest fractions."""
+    """The number of validation images of each class: in proportion, the remainder to the largest fractions."""
     counts = torch.bincount(labels).tolist()
     exact = {label: val_size * count / max(len(labels), 1) for label, count in enumerate(counts) if count}
     shares = {label: int(share) for label, share in exact.items()}

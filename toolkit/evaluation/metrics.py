@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolkit.data.cifar import normalised
+from toolkit.data.channels import normalize
 
 CALIBRATION_BINS = 15  # as in Guo et al., arXiv:1706.04599
 
@@ -91,7 +91,7 @@ def compute_logits(
     device = next(network.parameters()).device
     logits = []
     for batch in images.split(batch_size):
-        x = normalised(batch.to(device)).contiguous(memory_format=torch.channels_last)
+        x = normalize(batch.to(device)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits.append(network(x).float())
     network.train(was_training)

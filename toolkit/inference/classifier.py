@@ -1,4 +1,4 @@
-"""The library's front door: a model that is open, and pictures in any form."""
+"""`Classifier`, the Python interface: one open model that predicts pictures in any form."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -17,23 +17,23 @@ from toolkit.inference.session import Session, open_model
 
 
 class Classifier:
-    """Names what is in a picture. One object may be used by any number of threads at once.
+    """Predicts the class of pictures. One object may be used by any number of threads at once.
 
     >>> from toolkit.inference import Classifier
     >>> Classifier().predict(["cat.png"])[0].label
     'cat'
 
     Args:
-        model: an ONNX file as `cifar export` writes it; by default `$CIFAR_MODEL`, then `model.onnx` in the current
-            folder, then the model that is shipped with the package.
-        provider: "auto", "cpu", "cuda" or "tensorrt". What is asked for is what runs, or it is an error.
-        threads: processor threads to use; by default the cores that this process may use. On the CPU each of them
-            decodes pictures and runs the model on those by itself, so that a single picture keeps one of them busy;
-            beyond 16, several run one batch together.
+        model: an ONNX file written by `cifar export`; by default `$CIFAR_MODEL`, then `model.onnx` in the current
+            folder, then the model shipped with the package.
+        provider: "auto", "cpu", "cuda" or "tensorrt". Any but "auto" runs as requested or raises.
+        threads: processor threads to use; by default the cores available to this process. On the CPU each thread
+            decodes pictures and runs the model on its own batch, so a single picture uses one thread; above 16,
+            several threads share a batch.
 
     Raises:
         UsageError: an unknown provider, or fewer than one thread.
-        ToolkitError: there is no model, the file is none of this toolkit, or the provider cannot be had here.
+        ToolkitError: no model was found, the file was not written by this toolkit, or the provider is not available.
     """
 
     def __init__(self, model: PathLike | None = None, provider: str = "auto", *, threads: int | None = None) -> None:
@@ -49,23 +49,23 @@ class Classifier:
     def predict(
         self, images: Source | Iterable[Source], *, batch_size: int = BATCH_SIZE, top: int = 1
     ) -> list[Prediction]:
-        """One prediction for each picture, in order.
+        """Predict one or more pictures; the results are in the order of the pictures.
 
         Args:
-            images: pictures, or a single one: paths of image files ("-" is standard input), Pillow images, uint8 RGB
+            images: one picture or several: paths of image files ("-" is standard input), Pillow images, uint8 RGB
                 arrays `(H, W, 3)`. An array `(N, H, W, 3)` counts as N pictures.
-            batch_size: how many pictures the model sees at once, at most; on the CPU never more than 16.
+            batch_size: the largest batch, in pictures; on the CPU at most 16.
             top: how many classes each prediction lists.
 
         Raises:
             UsageError: an option is out of range, or an array has another type or shape.
-            ToolkitError: a picture cannot be read, or the model failed. `stream` goes on after a bad picture.
+            ToolkitError: a picture cannot be read, or the model failed. `stream` continues after a bad picture.
         """
-        pipeline.check_options(batch_size=batch_size, top=top)
+        pipeline.check_options(batch_size=batch_size, top=top, class_count=len(self._session.class_names))
         sources = [images] if isinstance(images, str | os.PathLike | np.ndarray | Image.Image) else images
         predictions = []
         options = {"workers": self._workers, "batch_size": batch_size, "top": top}
-        for result in pipeline.classify(self._session, _one_by_one(sources), **options):
+        for result in pipeline.classify(self._session, _single_pictures(sources), **options):
             if isinstance(result, Failure):
                 raise ToolkitError(result.error)
             predictions.append(result)
@@ -74,10 +74,10 @@ class Classifier:
     def stream(
         self, paths: PathLike | Iterable[PathLike], *, batch_size: int = BATCH_SIZE, top: int = 1
     ) -> Iterator[Prediction | Failure]:
-        """Predictions for files, folders (all within), globs and "-" (standard input), as each batch is done.
+        """Yield predictions for files, folders and their subfolders, globs and "-" (standard input), batch by batch.
 
-        Results come in the order of the paths. A picture that cannot be read yields a `Failure` in its place and the
-        rest go on. Memory stays the same however many pictures there are.
+        Results are in the order of the paths. A picture that cannot be read yields a `Failure`. Memory does not grow
+        with the number of pictures.
 
         Raises:
             UsageError: an option is out of range.
@@ -87,15 +87,15 @@ class Classifier:
         return pipeline.stream(self._session, several, workers=self._workers, batch_size=batch_size, top=top)
 
 
-def _one_by_one(sources: Iterable[Source]) -> Iterator[Source]:
+def _single_pictures(sources: Iterable[Source]) -> Iterator[Source]:
     for source in sources:
         if isinstance(source, np.ndarray):
-            yield from _images_of(source)
+            yield from _split_array(source)
         else:
             yield source
 
 
-def _images_of(array: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+def _split_array(array: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3 or 0 in array.shape[-3:]:
         raise UsageError(
             f"an array of pictures must be uint8 (H, W, 3) or (N, H, W, 3), not {array.dtype} {array.shape}"

@@ -1,8 +1,8 @@
-"""Any image file -> uint8 (32, 32, 3), by one rule.
+"""The picture rule: any image file -> uint8 (32, 32, 3), for training and prediction alike.
 
-The rule: EXIF rotation applied, transparency composited over white, shorter side to 32 with an antialiased filter
-(bicubic), centre crop. A 32x32 RGB picture passes through byte for byte. Of an animation the first frame counts; more
-than 8 bits a channel are scaled, not clipped; colour profiles are not applied.
+EXIF rotation is applied, transparency is composited over white, the center square is cut out, and the square is resized
+to 32x32 with Pillow's antialiased bicubic filter. A 32x32 RGB picture passes through unchanged. Of an animation, the
+first frame is read; levels of more than 8 bits are scaled to 8; color profiles are ignored.
 """
 
 import functools
@@ -23,26 +23,25 @@ from toolkit.files import display, open_regular
 
 SIDE = 32
 
-# Room for the 108 megapixels of the largest common cameras. Decoded, that is 512 MiB, and three times as much while
-# transparency is composited.
+# Enough for the 108 megapixels of the largest common cameras. Decoded, that is 512 MiB; compositing transparency takes
+# three times as much.
 MAX_PIXELS = 2**27
 
-# Larger than any photograph of that many pixels that is stored compressed; a file of zeros ends here.
+# Larger than any compressed photograph of that many pixels.
 MAX_BYTES = 256 * 2**20
 
 # Pictures above this size are decoded one at a time, so that memory does not grow with the number of threads.
 _LARGE_PIXELS = 2**24
-_one_large_picture = threading.Lock()
+_large_picture_lock = threading.Lock()
 
-# What these formats' readers do is not decoding: they start Ghostscript, open a second file inside the first, or hand
-# the bytes to the operating system.
+# Pillow reads these by starting Ghostscript, opening a second file inside the first, or calling the operating system.
 _REFUSED_FORMATS = {"EPS", "IPTC", "WMF"}
 
-# Pillow knows these by name only and cannot decode them.
+# Pillow identifies these but cannot decode them.
 _STUB_FORMATS = {"BUFR", "GRIB", "HDF5", "MPEG"}
 
-# Known without loading all of Pillow's readers, which takes longer than a hundred small pictures.
-_USUAL_SUFFIXES = {".png", ".jpg", ".jpeg"}
+# Checked first: loading all of Pillow's readers takes longer than decoding a hundred small pictures.
+_COMMON_SUFFIXES = {".png", ".jpg", ".jpeg"}
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -57,15 +56,22 @@ _UPRIGHT = {
 
 
 def read_image(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> NDArray[np.uint8]:
-    """The picture in a file, or in the bytes of one, as uint8 `(32, 32, 3)`, RGB.
+    """Read a picture from a file, or from the bytes of one, as uint8 `(32, 32, 3)`, RGB.
 
     Args:
         source: a path, or the contents of an image file.
-        name: what messages call the picture; by default its path.
+        name: the picture's name in messages; by default its path.
 
     Raises:
-        ToolkitError: it is no ordinary file, no picture, damaged, or too large; the message begins with the name.
+        ToolkitError: not an ordinary file, not a picture, damaged, or too large; the message begins with the name.
     """
+    return read_image_and_size(source, name=name)[0]
+
+
+def read_image_and_size(
+    source: str | os.PathLike[str] | bytes, *, name: str | None = None
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """As `read_image`, with the picture's own width and height in pixels."""
     if isinstance(source, bytes):
         name = name or "the picture"
         if not source:
@@ -78,45 +84,45 @@ def read_image(source: str | os.PathLike[str] | bytes, *, name: str | None = Non
 
 
 def prepare(image: Image.Image) -> NDArray[np.uint8]:
-    """A Pillow image of any mode and size as uint8 `(32, 32, 3)`, RGB, by the rule above.
+    """Convert a Pillow image of any mode and size to uint8 `(32, 32, 3)`, RGB, by the picture rule.
 
     Raises:
-        ToolkitError: the picture is damaged, of a kind that is not decoded here, or has more than `MAX_PIXELS` pixels.
+        ToolkitError: the picture is damaged, of a refused format, or has more than `MAX_PIXELS` pixels.
     """
-    with _explained("the picture"):
-        return _prepared(image)
+    with _convert_errors("the picture"):
+        return _prepare(image)
 
 
 def is_picture_name(name: str) -> bool:
-    """Whether a file's name ends like that of a picture in one of the formats that can be decoded here."""
+    """Whether a file name has the suffix of a format that can be decoded here."""
     suffix = os.path.splitext(name)[1].lower()
-    return suffix in _USUAL_SUFFIXES or suffix in picture_suffixes()
+    return suffix in _COMMON_SUFFIXES or suffix in picture_suffixes()
 
 
 @functools.cache
 def picture_suffixes() -> frozenset[str]:
-    """The file name endings, in lower case and with their dot, of the formats that can be decoded here."""
+    """The suffixes, in lower case and with their dot, of the formats that can be decoded here."""
     extensions = Image.registered_extensions()  # loads all of Pillow's readers
     readable = (set(Image.OPEN) | {"MPO"}) - _REFUSED_FORMATS - _STUB_FORMATS  # MPO is opened as a JPEG
     return frozenset(suffix for suffix, format_name in extensions.items() if format_name in readable)
 
 
-def _decode(file: IO[bytes], name: str) -> NDArray[np.uint8]:
-    with _explained(name), _opened(file) as image:
-        return _prepared(image)
+def _decode(file: IO[bytes], name: str) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    with _convert_errors(name), _open(file) as image:
+        return _prepare(image), image.size
 
 
-def _opened(file: IO[bytes]) -> Image.Image:
+def _open(file: IO[bytes]) -> Image.Image:
     try:
         return Image.open(file)
-    except UnidentifiedImageError:  # maybe only because another thread was still loading readers: they are there now
+    except UnidentifiedImageError:  # another thread may have been loading the readers; by now they are loaded
         file.seek(0)
         return Image.open(file)
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turn whatever goes wrong with a picture into a ToolkitError that begins with its name."""
+def _convert_errors(name: str) -> Iterator[None]:
+    """Turn any error of a picture into a ToolkitError that begins with the picture's name."""
     try:
         yield
     except ToolkitError as error:
@@ -124,34 +130,34 @@ def _explained(name: str) -> Iterator[None]:
     except UnidentifiedImageError:
         raise ToolkitError(f"{name}: is not a picture that Pillow can read (PNG, JPEG, GIF, WebP, ...)") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ToolkitError(f"{name}: has more than the {MAX_PIXELS:,} pixels that are decoded") from error
-    except Exception as error:  # damaged files make Pillow's readers raise nearly everything, struct.error to KeyError
+        raise ToolkitError(f"{name}: has more than {MAX_PIXELS:,} pixels, the limit") from error
+    except Exception as error:  # on damaged files Pillow's readers raise anything from struct.error to KeyError
         raise ToolkitError(f"{name}: cannot be decoded: {display(str(error)) or type(error).__name__}") from error
 
 
-def _prepared(image: Image.Image) -> NDArray[np.uint8]:
+def _prepare(image: Image.Image) -> NDArray[np.uint8]:
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
-        raise ToolkitError(f"{image.width} x {image.height} pixels are more than the {MAX_PIXELS:,} that are decoded")
+        raise ToolkitError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}, the limit")
     if image.format in _REFUSED_FORMATS:
-        raise ToolkitError(f"{image.format} files are not decoded here; convert the picture to PNG or JPEG")
-    with _one_large_picture if pixels > _LARGE_PIXELS else nullcontext():
+        raise ToolkitError(f"{image.format} files are not decoded; convert the picture to PNG or JPEG")
+    with _large_picture_lock if pixels > _LARGE_PIXELS else nullcontext():
         image.load()
-        return np.array(_fitted(_rgb(_upright(image))))  # (32, 32, 3)
+        return np.array(_resize_center(_to_rgb(_rotate_upright(image))))  # (32, 32, 3)
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _rotate_upright(image: Image.Image) -> Image.Image:
     try:
         method = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # a damaged EXIF block does not spoil the pixels
+    except Exception:  # a damaged EXIF block leaves the pixels intact
         return image
     return image if method is None else image.transpose(method)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Eight bits a channel, three channels, transparency over white."""
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to three channels of 8 bits, with transparency composited over white."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _eight_bits(image)
+        image = _to_eight_bits(image)
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")
@@ -159,13 +165,13 @@ def _rgb(image: Image.Image) -> Image.Image:
     return white.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """A greyscale image of 16-bit, 32-bit or floating-point levels as mode L, or LA where one level is transparent."""
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Convert 16-bit, 32-bit or floating-point gray levels to mode L, or LA where one level is transparent."""
     levels = np.nan_to_num(np.array(image, dtype=np.float32), nan=0.0)  # (H, W)
     transparent = image.info.get("transparency")
     alpha = np.where(levels == transparent, 0, 255).astype(np.uint8) if isinstance(transparent, int) else None
-    np.clip(levels, -1e30, 1e30, out=levels)  # so that a difference of two levels is finite
-    low, high = _black_and_white(image.mode, float(levels.min()), float(levels.max()))
+    np.clip(levels, -1e30, 1e30, out=levels)  # so that the difference of two levels is finite
+    low, high = _level_range(image.mode, float(levels.min()), float(levels.max()))
     levels -= low
     levels /= high - low
     levels *= 255
@@ -175,22 +181,27 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return eight
 
 
-def _black_and_white(mode: str, lowest: float, highest: float) -> tuple[float, float]:
-    """The levels that stand for black and for white: the least usual scale that holds them all, else their own range.
+def _level_range(mode: str, lowest: float, highest: float) -> tuple[float, float]:
+    """The levels of black and white: the smallest common scale that holds all levels, else their own range.
 
-    Pillow's mode I carries 16-bit files too, so its scale is never less than 16 bits.
+    Pillow's mode I also carries 16-bit files, so its smallest scale is 16 bits.
     """
     scales = (1.0, 255.0, 65535.0) if mode == "F" else (65535.0,)
     for white in scales:
         if lowest >= 0 and highest <= white:
             return 0.0, white
-    return lowest, highest if highest > lowest else math.inf  # one level alone is black
+    return lowest, highest if highest > lowest else math.inf  # a single level becomes black
 
 
-def _fitted(image: Image.Image) -> Image.Image:
-    """Resized and cropped in one step: the filter runs over the centre square alone, so a long strip costs little."""
+def _resize_center(image: Image.Image) -> Image.Image:
+    """Cut out the center square, then resize it to 32x32.
+
+    `resize(box=...)` does both in one call, but Pillow 13 changed the order of its two passes, which gives other pixels
+    for tall pictures. A square has no longer side, so its pixels are the same in every release.
+    """
     if image.size == (SIDE, SIDE):
         return image
     side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    return square.resize((SIDE, SIDE), Image.Resampling.BICUBIC)

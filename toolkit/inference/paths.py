@@ -1,4 +1,4 @@
-"""Paths -> pictures: find the files that files, folders and globs name, and open each as an array of pixels."""
+"""Find the pictures that files, folders and globs name, and open each as an array of pixels."""
 
 import glob
 import os
@@ -17,26 +17,23 @@ from toolkit.inference.image import MAX_BYTES, SIDE, is_picture_name, prepare, r
 
 STDIN = "-"
 
-
 PathLike = str | os.PathLike[str]
-
-
 Source = PathLike | NDArray[np.uint8] | Image.Image
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A path that gave no prediction, and why: one line that begins with the path and is safe to show."""
+    """A path without a prediction, and the reason: one printable line that begins with the path."""
 
     path: str
     error: str
 
 
 def expand(paths: Iterable[PathLike]) -> Iterator[str | Failure]:
-    """The pictures that `paths` name, found as they are asked for.
+    """Yield the pictures that `paths` name, each as soon as it is found.
 
-    A path that exists is never taken for a glob. A folder gives the files in it whose names end like a picture's, by
-    name, then those of its folders; hidden names are passed over, and a folder that links lead to again is read once.
+    An existing path is never treated as a glob. A folder yields its files with a picture's suffix, sorted by name, then
+    those of its subfolders. Hidden names are skipped, and a folder reached by several links is read once.
     """
     for named in paths:
         path = os.fspath(named)
@@ -45,7 +42,7 @@ def expand(paths: Iterable[PathLike]) -> Iterator[str | Failure]:
             continue
         matches = _matches(path)
         if not matches:
-            yield Failure(path, f"{display(path)}: no file has such a name, and none matches it as a pattern")
+            yield Failure(path, f"{display(path)}: no file has this name, and none matches it as a pattern")
         for match in matches:
             yield from _pictures_at(match)
 
@@ -53,12 +50,12 @@ def expand(paths: Iterable[PathLike]) -> Iterator[str | Failure]:
 def _matches(pattern: str) -> list[str]:
     if "**" not in pattern:
         return sorted(glob.iglob(pattern))
-    # pathlib's ** does not follow links into folders, so a loop of links ends; glob's does.
+    # pathlib's ** does not follow links to folders, so a loop of links ends; glob's does.
     whole = Path(pattern)
     found = Path(whole.anchor).glob(str(whole.relative_to(whole.anchor)))
     try:
         return sorted(str(path) for path in found if not path.is_dir())
-    except ValueError:  # ** as a part of a name is no pattern for pathlib
+    except ValueError:  # pathlib allows ** as a whole component only
         return []
 
 
@@ -71,7 +68,7 @@ def _pictures_at(path: str) -> Iterator[str | Failure]:
         found = True
         yield picture
     if not found:
-        yield Failure(path, f"{display(path)}: no picture in this folder (by the endings of the file names)")
+        yield Failure(path, f"{display(path)}: no file in this folder has the suffix of a picture")
 
 
 def _pictures_below(top: str) -> Iterator[str | Failure]:
@@ -84,7 +81,7 @@ def _pictures_below(top: str) -> Iterator[str | Failure]:
             if (status.st_dev, status.st_ino) in visited:
                 continue
             visited.add((status.st_dev, status.st_ino))
-            files, inner = _names_in(folder)
+            files, inner = _list_folder(folder)
         except OSError as error:
             yield Failure(folder, f"{display(folder)}: cannot be listed: {error.strerror or error}")
             continue
@@ -92,49 +89,48 @@ def _pictures_below(top: str) -> Iterator[str | Failure]:
         folders += (os.path.join(folder, name) for name in reversed(inner))
 
 
-def _names_in(folder: str) -> tuple[list[str], list[str]]:
-    """The names of a folder's pictures and of its folders, sorted: of a million entries the names alone are kept."""
+def _list_folder(folder: str) -> tuple[list[str], list[str]]:
+    """The sorted names of a folder's pictures and subfolders; other entries are not kept in memory."""
     files: list[str] = []
     folders: list[str] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if _leads_to_folder(entry):
+            if _is_folder(entry):
                 folders.append(entry.name)
             elif is_picture_name(entry.name):
                 files.append(entry.name)
     return sorted(files), sorted(folders)
 
 
-def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False
 
 
 @dataclass(frozen=True)
 class _Piped:
-    """What came on standard input."""
+    """The contents of standard input."""
 
     content: bytes
 
 
 Taken = Source | Failure | _Piped
-
-
 Decoded = tuple[str, NDArray[np.uint8]] | Failure
 
 
 def take(source: Source | Failure) -> Taken:
-    """Read standard input here, not in a thread: one that waits for input could not be interrupted."""
+    """Read standard input in the calling thread: a worker that waits for input could not be interrupted."""
     if isinstance(source, str) and source == STDIN:
         return _Piped(sys.stdin.buffer.read(MAX_BYTES + 1))
     return source
 
 
 def decode_several(sources: list[Taken]) -> list[Decoded]:
+    """Decode each source by the picture rule, in order; a bad picture gives a `Failure`."""
     return [_decode(source) for source in sources]
 
 

@@ -1,9 +1,9 @@
-"""Paths -> predictions, streamed: threads decode pictures and run the model side by side, and nothing piles up.
+"""Paths -> predictions, streamed: threads decode pictures and run the model, with a bounded number in memory.
 
-On the CPU each thread runs the model by itself, on the pictures that it has just decoded. Threads that share a batch
-wait for each other at every layer, and for a core that is busy decoding: measured with resnet20 on two cores, waiting
-alone takes a fifth more processor time. A GPU is fed from one thread (ONNX Runtime sets itself up anew for each), and
-the others decode for it.
+On the CPU each thread runs the model on the pictures that it has just decoded. Threads that share a batch wait for each
+other at every layer and for cores that are busy decoding: measured with resnet20 on two cores, waiting takes a fifth
+more processor time. A GPU is fed from one thread, since ONNX Runtime allocates its buffers anew for each; the others
+decode for it.
 """
 
 from collections import deque
@@ -25,26 +25,25 @@ from toolkit.inference.session import Session
 BATCH_SIZE = 64
 MAX_BATCH_SIZE = 4096  # about 1 GiB of activations
 
-# More threads than this do not help: a tenth of the work on a small picture is Python, where one runs at a time.
+# More threads do not help: a tenth of the work on a small picture is Python, which runs in one thread at a time.
 MAX_WORKERS = 16
 
-# So many pictures are handed to a thread at a time. Handing over costs as much as a third of decoding a small one; the
-# model is as fast on 16 pictures as on any number above; and with more, a few photographs would keep one thread busy
-# and leave none for the others.
+# Pictures handed to a thread at a time. Handing over costs a third of decoding a small picture, and the model is as
+# fast on 16 pictures as on more. Larger shares would leave threads idle when there are only a few photographs.
 _SHARE = 16
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model sees in one picture.
+    """The classes that the model assigns to one picture.
 
     Attributes:
-        path: the picture's path as the file system has it (`display` and `as_text` make it safe to show and to
-            store), "-" for standard input, and "" for a picture that did not come from a file.
+        path: the picture's path as in the file system (`display` and `as_text` make it safe to show and to store),
+            "-" for standard input, "" for a picture that did not come from a file.
         label: the most probable class.
-        index: its place among the model's classes, 0 to 9.
-        probability: what the model gives it, 0 to 1.
-        top: the most probable classes with their probabilities, best first, as many as were asked for.
+        index: its index among the model's classes.
+        probability: its probability, in [0, 1].
+        top: the requested number of classes with their probabilities, most probable first.
     """
 
     path: str
@@ -57,50 +56,52 @@ class Prediction:
 def stream(
     session: Session, paths: Iterable[PathLike], *, workers: int, batch_size: int = BATCH_SIZE, top: int = 1
 ) -> Iterator[Prediction | Failure]:
-    """Predict every picture that `paths` name, in their order, and yield each result once its batch is done.
+    """Predict every picture that `paths` name, in order, and yield each result once its batch is done.
 
-    A path is a file, a folder (with all folders in it; see `expand`), a glob, or "-": one picture on standard input.
-    Paths are taken as they are needed, and memory does not grow with their number. `workers` threads decode; on the
-    CPU they run the model too, each on as many processor threads as the session has.
+    A path is a file, a folder (with its subfolders; see `expand`), a glob, or "-": one picture on standard input.
+    Paths are consumed as needed, and memory does not grow with their number. `workers` threads decode; on the CPU they
+    also run the model, each with as many processor threads as the session has.
 
     Raises:
         UsageError: `batch_size` or `top` is out of range.
         ToolkitError: the model failed. A bad picture does not raise: it yields a `Failure`.
     """
-    check_options(batch_size=batch_size, top=top)
+    check_options(batch_size=batch_size, top=top, class_count=len(session.class_names))
     return classify(session, expand(paths), workers=workers, batch_size=batch_size, top=top)
 
 
 def classify(
     session: Session, sources: Iterable[Source | Failure], *, workers: int, batch_size: int = BATCH_SIZE, top: int = 1
 ) -> Iterator[Prediction | Failure]:
-    """As `stream`, of pictures that are named one by one or are in memory; a `Failure` is handed on in its place."""
+    """As `stream`, for single pictures, as paths or in memory; a `Failure` is passed through."""
     share = min(batch_size, _SHARE)
 
     def predict_several(several: list[Taken]) -> list[Prediction | Failure]:
-        return _predicted(session, decode_several(several), top)
+        return _predict(session, decode_several(several), top)
 
     if session.provider == "cpu":
-        with closing(_in_threads(predict_several, sources, threads=workers, share=share)) as results:
+        with closing(_run_in_threads(predict_several, sources, threads=workers, share=share)) as results:
             yield from results
         return
-    with closing(_in_threads(decode_several, sources, threads=workers, share=share, ahead=2 * batch_size)) as decoded:
+    with closing(
+        _run_in_threads(decode_several, sources, threads=workers, share=share, ahead=2 * batch_size)
+    ) as decoded:
         while batch := list(islice(decoded, batch_size)):
-            yield from _predicted(session, batch, top)
+            yield from _predict(session, batch, top)
 
 
-def check_options(*, batch_size: int, top: int) -> None:
-    """Raises UsageError where a batch size or a number of classes is out of range."""
+def check_options(*, batch_size: int, top: int, class_count: int) -> None:
+    """Raise `UsageError` where the batch size or the number of classes to list is out of range."""
     if not 1 <= batch_size <= MAX_BATCH_SIZE:
         raise UsageError(f"the batch size must lie between 1 and {MAX_BATCH_SIZE}, not {batch_size}")
-    if not 1 <= top <= 10:
-        raise UsageError(f"top must lie between 1 and 10, the number of classes, not {top}")
+    if not 1 <= top <= class_count:
+        raise UsageError(f"top must lie between 1 and {class_count}, the number of classes, not {top}")
 
 
 _Result = TypeVar("_Result")
 
 
-def _in_threads(
+def _run_in_threads(
     work: Callable[[list[Taken]], list[_Result]],
     sources: Iterable[Source | Failure],
     *,
@@ -108,18 +109,18 @@ def _in_threads(
     share: int,
     ahead: int = 0,
 ) -> Generator[_Result, None, None]:
-    """What `work` makes of the sources, in order; each thread takes `share` of them at a time.
+    """Yield the results of `work` in the order of the sources; each call receives `share` sources.
 
-    At any time two shares for each thread are waiting, being worked on or done, or `ahead` sources where that is more.
+    At most two shares a thread are in memory at any time, or `ahead` sources where that is more.
     """
     sources = iter(sources)
-    most = max(2 * threads, ahead // share)
+    limit = max(2 * threads, ahead // share)
     pending: deque[Future[list[_Result]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="predict") as pool:
         try:
             while several := [take(source) for source in islice(sources, share)]:
                 pending.append(pool.submit(work, several))
-                while pending and (len(pending) >= most or pending[0].done()):
+                while pending and (len(pending) >= limit or pending[0].done()):
                     yield from pending.popleft().result()
             while pending:
                 yield from pending.popleft().result()
@@ -127,7 +128,7 @@ def _in_threads(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _predicted(session: Session, batch: list[Decoded], top: int) -> list[Prediction | Failure]:
+def _predict(session: Session, batch: list[Decoded], top: int) -> list[Prediction | Failure]:
     probabilities = _probabilities(session, [item[1] for item in batch if not isinstance(item, Failure)])
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]  # (N, top)
     rows = zip(best.tolist(), np.take_along_axis(probabilities, best, axis=1).tolist(), strict=True)
@@ -137,12 +138,13 @@ def _predicted(session: Session, batch: list[Decoded], top: int) -> list[Predict
 
 
 def _probabilities(session: Session, images: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """float32 (N, K) for K classes."""
     if not images:
-        return np.empty((0, 10), np.float32)
-    _, probabilities = session.logits_and_probabilities(np.stack(images))  # (N, 10)
+        return np.empty((0, len(session.class_names)), np.float32)
+    _, probabilities = session.logits_and_probabilities(np.stack(images))
     if not np.isfinite(probabilities).all():
         raise ToolkitError(
-            f"{display(session.path)}: the model gives values that are no numbers; `cifar verify` examines it"
+            f"{display(session.path)}: the model's probabilities are not finite; `cifar verify` examines the file"
         )
     return probabilities
 

@@ -94,7 +94,7 @@ def launch(
     *,
     display: MakeDisplay,
     note: Note = ignore,
-    download_progress: DownloadProgress | None = None,
+    download_progress: DownloadProgress = ignore,
 ) -> Launched:
     """Train what the options ask for. All that can be checked without the data is checked before they are fetched.
 
@@ -129,7 +129,7 @@ class _Launcher:
         options: LaunchOptions,
         display: MakeDisplay,
         note: Note,
-        download_progress: DownloadProgress | None,
+        download_progress: DownloadProgress,
     ) -> None:
         self.options, self.display, self.note, self.download_progress = options, display, note, download_progress
 

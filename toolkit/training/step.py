@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolkit.data.cifar import normalised
+from toolkit.data.channels import normalize
 from toolkit.errors import UsageError
 from toolkit.recipes.recipe import Recipe
 from toolkit.reporting import Note, ignore
@@ -104,7 +104,7 @@ class TrainingStep:
             random_crop=self.augmentation.random_crop,
             horizontal_flip=self.augmentation.horizontal_flip,
         )
-        images, labels = normalised(windows), self.labels[indices]
+        images, labels = normalize(windows), self.labels[indices]
         partners, weight = labels, torch.ones((), device=labels.device)
         if self.augmentation.random_erasing > 0:
             images = random_erasing(images, self.augmentation.random_erasing)

@@ -1,4 +1,4 @@
-"""Predictions as text: a table, JSON, JSON Lines or CSV, each line as soon as its prediction is there."""
+"""Format predictions as a table, JSON, JSON Lines or CSV; each line is available as soon as its prediction is."""
 
 import csv
 import io
@@ -10,19 +10,19 @@ from toolkit.files import as_text, display
 from toolkit.inference.pipeline import Prediction
 
 
-def formatted(predictions: Iterable[Prediction], format: str, *, top: int) -> Iterator[str]:
-    """The lines of the output, without line ends.
+def format_predictions(predictions: Iterable[Prediction], output_format: str, *, top: int) -> Iterator[str]:
+    """Yield the lines of the output, without line ends.
 
     Args:
-        predictions: in any number; they are taken one at a time.
-        format: one of `FORMATS`.
+        predictions: consumed one at a time.
+        output_format: one of `FORMATS`.
         top: how many classes each prediction lists.
     """
-    return _csv(predictions, top) if format == "csv" else _FORMATS[format](predictions)
+    return _csv_lines(predictions, top) if output_format == "csv" else _FORMATS[output_format](predictions)
 
 
-def _table(predictions: Iterable[Prediction]) -> Iterator[str]:
-    """The classes first, in columns: paths have any length."""
+def _table_lines(predictions: Iterable[Prediction]) -> Iterator[str]:
+    """Classes first, in aligned columns: paths vary in length."""
     for prediction in predictions:
         ranked = "  ".join(f"{label:<10} {probability:>7.2%}" for label, probability in prediction.top)
         yield f"{ranked}  {display(prediction.path)}"
@@ -43,8 +43,8 @@ def _json_lines(predictions: Iterable[Prediction]) -> Iterator[str]:
         yield json.dumps(_as_dict(prediction))
 
 
-def _json(predictions: Iterable[Prediction]) -> Iterator[str]:
-    """One array, which is valid however few predictions there are."""
+def _json_array_lines(predictions: Iterable[Prediction]) -> Iterator[str]:
+    """One array, valid even without predictions."""
     before = "["
     for line in _json_lines(predictions):
         yield before + line
@@ -52,8 +52,8 @@ def _json(predictions: Iterable[Prediction]) -> Iterator[str]:
     yield "]" if before == "," else "[]"
 
 
-def _csv(predictions: Iterable[Prediction], top: int) -> Iterator[str]:
-    """A header, then path, label, probability, and the next classes with theirs where `top` is above 1."""
+def _csv_lines(predictions: Iterable[Prediction], top: int) -> Iterator[str]:
+    """A header, then path, label and probability, followed by the next classes where `top` is above 1."""
     others = [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("label", "probability")]
     yield _csv_row(["path", "label", "probability", *others])
     for prediction in predictions:
@@ -67,8 +67,8 @@ def _csv_row(values: list[Any]) -> str:
 
 
 _FORMATS: dict[str, Callable[[Iterable[Prediction]], Iterator[str]]] = {
-    "table": _table,
-    "json": _json,
+    "table": _table_lines,
+    "json": _json_array_lines,
     "jsonl": _json_lines,
 }
 FORMATS = (*_FORMATS, "csv")

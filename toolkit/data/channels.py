@@ -1,0 +1,58 @@
+"""Channel statistics: compute mean and standard deviation, and normalize images with them."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from toolkit.data.cifar import MEAN, STD
+
+Channels = tuple[float, float, float]  # red, green, blue
+
+_IMAGES_PER_STEP = 4096
+
+
+def channel_statistics(images: Tensor) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of each channel over all pixels, scaled to [0, 1]; the latter at least 1/255.
+
+    Computed from exact integer histograms, so the result does not depend on threads or on the order of the images.
+
+    Args:
+        images: uint8 (N, 3, H, W), N at least 1.
+    """
+    counts = torch.zeros(3, 256, dtype=torch.int64)
+    for part in images.cpu().split(_IMAGES_PER_STEP):  # bincount converts its input to int64, eight times the size
+        for channel in range(3):
+            counts[channel] += torch.bincount(part[:, channel].flatten(), minlength=256)
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    shares = counts.double() / counts.sum(dim=1, keepdim=True)
+    mean = shares @ levels
+    std = (shares @ levels**2 - mean**2).clamp(min=0).sqrt().clamp(min=1 / 255)  # of one level: not 0, a divisor
+    return _as_channels(mean), _as_channels(std)
+
+
+def normalize(
+    images: Tensor, dtype: torch.dtype = torch.float32, *, mean: Channels = MEAN, std: Channels = STD
+) -> Tensor:
+    """Scale to [0, 1], subtract the mean and divide by the standard deviation, per channel.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        dtype: of the result; computed in float32.
+        mean, std: per channel; by default those of CIFAR-10's training images.
+    """
+    scale, offset = _scale_and_offset(images.device, mean, std)
+    return torch.addcmul(offset, images.float(), scale).to(dtype)
+
+
+@functools.cache
+def _scale_and_offset(device: torch.device, mean: Channels, std: Channels) -> tuple[Tensor, Tensor]:
+    """Float32 (1, 3, 1, 1) each. Cached: a copy from the host cannot be captured in a CUDA graph."""
+    means, stds = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+    scale, offset = 1 / (255 * stds), -means / stds
+    return scale.float().view(1, 3, 1, 1).to(device), offset.float().view(1, 3, 1, 1).to(device)
+
+
+def _as_channels(values: Tensor) -> Channels:
+    red, green, blue = values.tolist()
+    return red, green, blue
