@@ -598,10 +598,10 @@ def bench_train(
     """Our training steps beside the conventional loop, on random images of CIFAR-10's size."""
     from toolkit.bench.train import BATCH_SIZES
     from toolkit.bench.train import bench_train as measure
-    from toolkit.display import training_benchmark_lines
+    from toolkit.display import benchmark_lines
 
     result = measure(device, batch_sizes=batch_size or BATCH_SIZES, quick=quick, progress=note)
-    print_json(result.as_dict()) if json_output else typer.echo(training_benchmark_lines(result))
+    print_json(result.as_dict()) if json_output else typer.echo(benchmark_lines(result))
 
 
 @functools.partial(command, group=bench, name="predict")
@@ -613,10 +613,10 @@ def bench_predict(
 ) -> None:
     """`cifar predict` beside a bare script and ONNX Runtime by itself: one picture, and a folder of drawn ones."""
     from toolkit.bench.predict import bench_predict as measure
-    from toolkit.display import prediction_benchmark_lines
+    from toolkit.display import benchmark_lines
 
     result = measure(model, pictures=pictures, quick=quick, progress=note)
-    print_json(result.as_dict()) if json_output else typer.echo(prediction_benchmark_lines(result))
+    print_json(result.as_dict()) if json_output else typer.echo(benchmark_lines(result))
 
 
 @functools.partial(command, group=bench, name="deploy")
@@ -636,7 +636,7 @@ def bench_deploy(
     """PyTorch and ONNX Runtime side by side: latency, throughput, size, memory, start and accuracy."""
     from toolkit.bench.deploy import BATCH_SIZES
     from toolkit.bench.deploy import bench_deploy as measure
-    from toolkit.display import deployment_benchmark_lines
+    from toolkit.display import benchmark_lines
     from toolkit.evaluation.plots import plot_deployment
 
     result = measure(
@@ -647,7 +647,7 @@ def bench_deploy(
         quick=quick,
         progress=note,
     )
-    print_json(result.as_dict()) if json_output else typer.echo(deployment_benchmark_lines(result))
+    print_json(result.as_dict()) if json_output else typer.echo(benchmark_lines(result))
     if plot is not None:
         plot_deployment(result, plot)
         note(f"Picture in {plot}")

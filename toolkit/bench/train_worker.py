@@ -1,39 +1,37 @@
-"""One variant of `cifar bench train`, in a process of its own: it takes its orders on stdin, one a line, as JSON.
+"""The worker of `cifar bench train`: trains resnet20 on random images, by the toolkit's step or a conventional loop.
 
-The process answers with a line once it is ready, then with one for each number of seconds that it is asked to train
-for, and with a last one, its peak memory, when its input ends. The images are random: how fast they are trained on does
-not depend on what they show, and no data set is needed.
+The content of the images does not affect the speed, and no data set is needed.
 """
 
-import json
 import math
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from toolkit.bench.harness import Answer, peak_memory, run_worker
+from toolkit.bench.worker import Answer, Orders, peak_memory, run_worker
 
 CLASSES = 10
-WARM_UP_STEPS = 5  # untimed: the step's own warm-up and recording happen here
-LEAST_STEPS = 3  # of a timed stretch, however slow
+WARM_UP_STEPS = 5  # untimed: the step warms up and records in them
+MIN_STEPS = 3  # per round, however slow
 LEARNING_RATE = 0.05
 
 
 class Trainer(Protocol):
-    """Something that trains step by step, for ever."""
+    """Trains step by step, without end."""
 
-    def steps(self, count: int) -> None:
-        """Take so many steps and wait for the device."""
+    notes: list[str]
+
+    def train(self, steps: int) -> None:
+        """Take `steps` steps and wait for the device."""
 
     def settle(self) -> None:
-        """Bring whatever works ahead into its steady state; untimed."""
+        """Use up batches prepared in advance, so that the next steps run at a steady speed; untimed."""
 
 
-class Ours:
-    """This toolkit's step, as `toolkit.training.trainer` drives it."""
+class ToolkitTrainer:
+    """The toolkit's step, driven as `toolkit.training.trainer` does."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, options: dict[str, Any]) -> None:
         import torch
 
         from models import build_model
@@ -43,40 +41,40 @@ class Ours:
         from toolkit.training.optimizers import make_optimizer
         from toolkit.training.step import TrainingStep
 
-        if spec["keeps_freed_memory"]:
+        if options["keeps_freed_memory"]:
             keep_freed_memory()
         use_available_cores()
-        device = torch.device(spec["device"])
+        device = torch.device(options["device"])
         let_cudnn_choose(device)
-        recipe = Recipe.from_dict(  # without mixup, which the conventional loop does not have either
-            {"batch_size": spec["batch_size"], "data_augmentation": {"mixup_alpha": 0.0}}
+        recipe = Recipe.from_dict(  # no mixup: the conventional loop has none
+            {"batch_size": options["batch_size"], "data_augmentation": {"mixup_alpha": 0.0}}
         )
         torch.manual_seed(0)
         network = build_model("resnet20", dropout_rate=recipe.dropout_rate)
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        images = torch.randint(0, 256, (spec["images"], 3, 32, 32), dtype=torch.uint8)
+        images = torch.randint(0, 256, (options["images"], 3, 32, 32), dtype=torch.uint8)
         self.notes: list[str] = []
         self.step = TrainingStep(
             network,
             make_optimizer(network, recipe),
             recipe=recipe,
             images=padded(images, recipe.data_augmentation.crop_padding).to(device),
-            labels=torch.randint(0, CLASSES, (spec["images"],)).to(device),
-            dtype=getattr(torch, spec["precision"]),
-            mode=spec["step"],
+            labels=torch.randint(0, CLASSES, (options["images"],)).to(device),
+            dtype=getattr(torch, options["precision"]),
+            mode=options["step"],
             note=self.notes.append,
         )
-        self.batches = self._batches(spec["images"], spec["batch_size"], device)
+        self.batches = self._batches(options["images"], options["batch_size"], device)
 
     def _batches(self, images: int, batch_size: int, device: Any) -> Iterator[Any]:
         import torch
 
         while True:
             yield from torch.randperm(images, device=device).split(batch_size)
-            self.step.take_sums()  # as at an epoch's end
+            self.step.take_sums()  # as at the end of an epoch
 
-    def steps(self, count: int) -> None:
-        for _ in range(count):
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
             self.step(next(self.batches), LEARNING_RATE)
         self.step.take_sums()
 
@@ -85,7 +83,7 @@ class Ours:
 
 
 class PilImages:
-    """A data set as torchvision's CIFAR10 is one: a PIL image and its label, by index."""
+    """A data set like torchvision's CIFAR10: a PIL image and its label, by index."""
 
     def __init__(self, images: Any, labels: list[int], transform: Any) -> None:
         self.images, self.labels, self.transform = images, labels, transform
@@ -99,10 +97,10 @@ class PilImages:
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-class Conventional:
-    """The loop of the tutorials: DataLoader, torchvision's transforms on PIL images, float32, defaults everywhere."""
+class ConventionalTrainer:
+    """The loop of the tutorials: DataLoader, torchvision's transforms on PIL images, float32, all defaults."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, options: dict[str, Any]) -> None:
         import torch
         from torch.utils.data import DataLoader
         from torchvision import transforms
@@ -110,15 +108,15 @@ class Conventional:
         from models import build_model
         from toolkit.data.cifar import MEAN, STD
 
-        self.device = torch.device(spec["device"])
+        self.device = torch.device(options["device"])
         self.notes: list[str] = []
         torch.manual_seed(0)
-        images = torch.randint(0, 256, (spec["images"], 32, 32, 3), dtype=torch.uint8).numpy()
-        labels = torch.randint(0, CLASSES, (spec["images"],)).tolist()
+        images = torch.randint(0, 256, (options["images"], 32, 32, 3), dtype=torch.uint8).numpy()
+        labels = torch.randint(0, CLASSES, (options["images"],)).tolist()
         chain = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
         dataset: Any = PilImages(images, labels, transforms.Compose([*chain, transforms.Normalize(MEAN, STD)]))
-        self.workers = spec["workers"]
-        self.loader = DataLoader(dataset, spec["batch_size"], shuffle=True, num_workers=self.workers)
+        self.workers = options["workers"]
+        self.loader = DataLoader(dataset, options["batch_size"], shuffle=True, num_workers=self.workers)
         self.network = build_model("resnet20").to(self.device)
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=5e-4)
         self.criterion = torch.nn.CrossEntropyLoss()
@@ -128,9 +126,9 @@ class Conventional:
         while True:
             yield from self.loader
 
-    def steps(self, count: int) -> None:
+    def train(self, steps: int) -> None:
         loss = None
-        for _ in range(count):
+        for _ in range(steps):
             images, labels = next(self.batches)
             images, labels = images.to(self.device), labels.to(self.device)
             self.optimizer.zero_grad()
@@ -141,35 +139,38 @@ class Conventional:
             loss.item()
 
     def settle(self) -> None:
-        """Use up what the workers prepared while nothing was timed: two batches each."""
-        self.steps(2 * self.workers)
+        """Use up the two batches that each worker prepared while nothing was timed."""
+        self.train(2 * self.workers)
 
 
-def serve(spec: dict[str, Any], answer: Answer) -> None:
-    """Build the variant, then train for as long as each line of stdin says."""
-    trainer: Any = Conventional(spec) if spec["step"] == "conventional" else Ours(spec)
+def serve(options: dict[str, Any], orders: Orders, answer: Answer) -> None:
+    """Build the trainer, then train for the seconds of each order."""
+    trainer: Trainer = ConventionalTrainer(options) if options["step"] == "conventional" else ToolkitTrainer(options)
     ready = time.time()
-    trainer.steps(WARM_UP_STEPS)
+    trainer.train(WARM_UP_STEPS)
     first_steps = time.time() - ready
-    seconds_a_step = _timed(trainer, LEAST_STEPS) / LEAST_STEPS
-    answer({"ready_at": ready, "first_steps_seconds": first_steps, "notes": trainer.notes})
-    for line in sys.stdin:
+    seconds_per_step = time_steps(trainer, MIN_STEPS) / MIN_STEPS
+    answer(
+        start_seconds=ready - options["started"],
+        figures={"first_steps_seconds": first_steps},
+        note="; ".join(trainer.notes),
+    )
+    for order in orders:
         trainer.settle()
-        steps = max(LEAST_STEPS, math.ceil(json.loads(line) / seconds_a_step))
-        seconds = _timed(trainer, steps)
-        seconds_a_step = seconds / steps
-        answer({"images_per_second": spec["batch_size"] / seconds_a_step})
-    answer({"peak_memory": _peak_memory(spec["device"])})
+        steps = max(MIN_STEPS, math.ceil(order["seconds"] / seconds_per_step))
+        seconds_per_step = time_steps(trainer, steps) / steps
+        answer(images_per_second=options["batch_size"] / seconds_per_step)
+    answer(memory=_peak_memory(options["device"]))
 
 
-def _timed(trainer: Trainer, steps: int) -> float:
+def time_steps(trainer: Trainer, steps: int) -> float:
+    """Seconds that `steps` steps take."""
     start = time.perf_counter()
-    trainer.steps(steps)
+    trainer.train(steps)
     return time.perf_counter() - start
 
 
 def _peak_memory(device: str) -> int | None:
-    """Bytes: of the GPU's memory, what torch gave out at most; of a CPU's, the process itself without its workers."""
     if device.startswith("cuda"):
         import torch
 
