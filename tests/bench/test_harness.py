@@ -15,23 +15,24 @@ from toolkit.errors import ToolkitError
 
 FAKE = """
 import time
-from toolkit.bench.worker import run_worker
+from toolkit.bench.worker import Subject, run_worker
 
-def serve(options, orders, answer):
+def prepare(options):
     print("noise")
-    answer(start_seconds=0.5, figures={"size": 3})
     speeds = iter(options["speeds"])
-    for order in orders:
+
+    def run_round(batch_size, seconds):
         with open(options["log"], "a") as log:
-            log.write(f"{options['name']} {order['batch_size']} {order['seconds']}\\n")
+            log.write(f"{options['name']} {batch_size} {seconds}\\n")
         speed = next(speeds)
         if speed is None:
             raise ValueError("as asked")
         time.sleep(options.get("sleep", 0))
-        answer(images_per_second=speed, milliseconds=[1.0, 3.0])
-    answer(memory=7)
+        return {"images_per_second": speed, "milliseconds": [1.0, 3.0]}
 
-run_worker(serve)
+    return Subject(run_round, memory=lambda: 7, start_seconds=0.5, figures={"size": 3})
+
+run_worker(prepare)
 """
 
 

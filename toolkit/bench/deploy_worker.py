@@ -10,32 +10,37 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.bench.worker import Answer, Orders, peak_memory, resident_memory, run_worker
+from toolkit.bench.worker import Subject, peak_memory, resident_memory, run_worker
 
-WARM_UP_CALLS = 2  # untimed, whenever the batch size changes: compilation and the first allocations
+WARM_UP_CALLS = 2  # untimed, at each new batch size: compilation and the first allocations
 MIN_CALLS = 3  # per round, however slow
 
 Call = Callable[[np.ndarray[Any, Any]], Any]  # uint8 (N, 32, 32, 3) -> logits and probabilities
 
 
-def serve(options: dict[str, Any], orders: Orders, answer: Answer) -> None:
-    """Open the model `options["file"]` and time calls of it for each order."""
-    open_model = PREPARE[options["kind"]](options)  # imports the library; the model is not open yet
+def prepare(options: dict[str, Any]) -> Subject:
+    """Open the model `options["file"]`."""
+    open_model = OPENERS[options["kind"]](options)  # imports the library; the model is not open yet
     before = resident_memory()
     begin = time.perf_counter()
     call = open_model()
-    answer(start_seconds=time.perf_counter() - begin)
-    last_size = 0
-    for order in orders:
-        size = order["batch_size"]
-        images = np.random.default_rng(0).integers(0, 256, (size, 32, 32, 3), dtype=np.uint8)
-        for _ in range(WARM_UP_CALLS if size != last_size else 1):
+    start_seconds = time.perf_counter() - begin
+    warm_sizes: set[int] = set()
+
+    def run_round(batch_size: int, seconds: float) -> dict[str, Any]:
+        images = np.random.default_rng(0).integers(0, 256, (batch_size, 32, 32, 3), dtype=np.uint8)
+        for _ in range(1 if batch_size in warm_sizes else WARM_UP_CALLS):
             call(images)
-        last_size = size
-        milliseconds = time_calls(call, images, order["seconds"])
-        answer(images_per_second=1e3 * size * len(milliseconds) / sum(milliseconds), milliseconds=milliseconds)
-    peak = peak_memory()
-    answer(memory=None if peak is None or before is None else peak - before)
+        warm_sizes.add(batch_size)
+        milliseconds = time_calls(call, images, seconds)
+        speed = 1e3 * batch_size * len(milliseconds) / sum(milliseconds)
+        return {"images_per_second": speed, "milliseconds": milliseconds}
+
+    def memory() -> int | None:
+        peak = peak_memory()
+        return None if peak is None or before is None else peak - before
+
+    return Subject(run_round, memory, start_seconds=start_seconds)
 
 
 def time_calls(call: Call, images: np.ndarray[Any, Any], seconds: float) -> list[float]:
@@ -49,14 +54,14 @@ def time_calls(call: Call, images: np.ndarray[Any, Any], seconds: float) -> list
     return taken
 
 
-def prepare_onnx(options: dict[str, Any]) -> Callable[[], Call]:
+def import_onnx(options: dict[str, Any]) -> Callable[[], Call]:
     """The session of `cifar predict` and the Python interface."""
     from toolkit.inference.session import open_model
 
     return lambda: open_model(options["file"], provider=options["place"]).logits_and_probabilities
 
 
-def prepare_bare(options: dict[str, Any]) -> Callable[[], Call]:
+def import_bare(options: dict[str, Any]) -> Callable[[], Call]:
     """A session of ONNX Runtime with its own defaults."""
     import onnxruntime
 
@@ -67,7 +72,7 @@ def prepare_bare(options: dict[str, Any]) -> Callable[[], Call]:
     return start
 
 
-def prepare_torch(options: dict[str, Any]) -> Callable[[], Call]:
+def import_torch(options: dict[str, Any]) -> Callable[[], Call]:
     """The checkpoint's network with the preprocessing and the outputs of an exported file."""
     import torch
 
@@ -92,8 +97,8 @@ def prepare_torch(options: dict[str, Any]) -> Callable[[], Call]:
     return start
 
 
-PREPARE = {"onnx": prepare_onnx, "bare": prepare_bare, "eager": prepare_torch, "compiled": prepare_torch}
+OPENERS = {"onnx": import_onnx, "bare": import_bare, "eager": import_torch, "compiled": import_torch}
 
 
 if __name__ == "__main__":
-    run_worker(serve)
+    run_worker(prepare)

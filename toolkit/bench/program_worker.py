@@ -11,21 +11,22 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from toolkit.bench.worker import USAGE_UNIT, Answer, Orders, run_worker
+from toolkit.bench.worker import USAGE_UNIT, Subject, run_worker
 from toolkit.errors import ToolkitError
 
 
-def serve(options: dict[str, Any], orders: Orders, answer: Answer) -> None:
-    """Run `options["command"]`, which handles `options["pictures"]` pictures, for each order."""
-    if options["warm_up"]:  # untimed: the first run reads its libraries from the disk
+def prepare(options: dict[str, Any]) -> Subject:
+    """`options["command"]` handles `options["pictures"]` pictures; `options["warm_up"]` runs it once untimed."""
+    peaks: list[int] = []
+
+    def run_round(batch_size: int, seconds: float) -> dict[str, Any]:
+        taken, peak = run_program(options["command"])
+        peaks.extend([] if peak is None else [peak])
+        return {"images_per_second": options["pictures"] / taken, "milliseconds": [1e3 * taken]}
+
+    if options["warm_up"]:  # the first run reads its libraries from the disk
         run_program(options["command"])
-    answer()
-    peaks = []
-    for _ in orders:
-        seconds, peak = run_program(options["command"])
-        answer(images_per_second=options["pictures"] / seconds, milliseconds=[1e3 * seconds])
-        peaks.append(peak)
-    answer(memory=max((peak for peak in peaks if peak is not None), default=None))
+    return Subject(run_round, memory=lambda: max(peaks, default=None))
 
 
 def run_program(command: Sequence[str]) -> tuple[float, int | None]:
@@ -56,4 +57,4 @@ def run_program(command: Sequence[str]) -> tuple[float, int | None]:
 
 
 if __name__ == "__main__":
-    run_worker(serve)
+    run_worker(prepare)

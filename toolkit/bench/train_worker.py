@@ -3,12 +3,17 @@
 The content of the images does not affect the speed, and no data set is needed.
 """
 
+import itertools
 import math
 import time
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
-from toolkit.bench.worker import Answer, Orders, peak_memory, run_worker
+import torch
+
+from models import build_model
+from toolkit.bench.worker import Subject, peak_memory, run_worker
 
 CLASSES = 10
 WARM_UP_STEPS = 5  # untimed: the step warms up and records in them
@@ -16,77 +21,74 @@ MIN_STEPS = 3  # per round, however slow
 LEARNING_RATE = 0.05
 
 
-class Trainer(Protocol):
-    """Trains step by step, without end."""
+@dataclass(frozen=True)
+class Trainer:
+    """A training loop, one step at a time.
 
-    notes: list[str]
+    Attributes:
+        step: takes one step.
+        wait: waits until the device has finished all steps.
+        prefetched: number of batches that may be prepared while nothing is timed; they are used up before each round.
+        notes: what differs from the request.
+    """
 
-    def train(self, steps: int) -> None:
-        """Take `steps` steps and wait for the device."""
+    step: Callable[[], object]
+    wait: Callable[[], object]
+    prefetched: int = 0
+    notes: list[str] = field(default_factory=list)
 
-    def settle(self) -> None:
-        """Use up batches prepared in advance, so that the next steps run at a steady speed; untimed."""
+    def time_steps(self, count: int) -> float:
+        """Seconds that `count` steps take."""
+        start = time.perf_counter()
+        for _ in range(count):
+            self.step()
+        self.wait()
+        return time.perf_counter() - start
 
 
-class ToolkitTrainer:
+def make_toolkit_trainer(options: dict[str, Any]) -> Trainer:
     """The toolkit's step, driven as `toolkit.training.trainer` does."""
+    from toolkit.device import keep_freed_memory, let_cudnn_choose, use_available_cores
+    from toolkit.recipes.recipe import Recipe
+    from toolkit.training.augment import padded
+    from toolkit.training.optimizers import make_optimizer
+    from toolkit.training.step import TrainingStep
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        import torch
-
-        from models import build_model
-        from toolkit.device import keep_freed_memory, let_cudnn_choose, use_available_cores
-        from toolkit.recipes.recipe import Recipe
-        from toolkit.training.augment import padded
-        from toolkit.training.optimizers import make_optimizer
-        from toolkit.training.step import TrainingStep
-
-        if options["keeps_freed_memory"]:
-            keep_freed_memory()
-        use_available_cores()
-        device = torch.device(options["device"])
-        let_cudnn_choose(device)
-        recipe = Recipe.from_dict(  # no mixup: the conventional loop has none
-            {"batch_size": options["batch_size"], "data_augmentation": {"mixup_alpha": 0.0}}
-        )
-        torch.manual_seed(0)
-        network = build_model("resnet20", dropout_rate=recipe.dropout_rate)
-        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        images = torch.randint(0, 256, (options["images"], 3, 32, 32), dtype=torch.uint8)
-        self.notes: list[str] = []
-        self.step = TrainingStep(
-            network,
-            make_optimizer(network, recipe),
-            recipe=recipe,
-            images=padded(images, recipe.data_augmentation.crop_padding).to(device),
-            labels=torch.randint(0, CLASSES, (options["images"],)).to(device),
-            dtype=getattr(torch, options["precision"]),
-            mode=options["step"],
-            note=self.notes.append,
-        )
-        self.batches = self._batches(options["images"], options["batch_size"], device)
-
-    def _batches(self, images: int, batch_size: int, device: Any) -> Iterator[Any]:
-        import torch
-
-        while True:
-            yield from torch.randperm(images, device=device).split(batch_size)
-            self.step.take_sums()  # as at the end of an epoch
-
-    def train(self, steps: int) -> None:
-        for _ in range(steps):
-            self.step(next(self.batches), LEARNING_RATE)
-        self.step.take_sums()
-
-    def settle(self) -> None:
-        pass
+    if options["keeps_freed_memory"]:
+        keep_freed_memory()
+    use_available_cores()
+    device = torch.device(options["device"])
+    let_cudnn_choose(device)
+    recipe = Recipe.from_dict(  # no mixup: the conventional loop has none
+        {"batch_size": options["batch_size"], "data_augmentation": {"mixup_alpha": 0.0}}
+    )
+    torch.manual_seed(0)
+    network = build_model("resnet20", dropout_rate=recipe.dropout_rate)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.randint(0, 256, (options["images"], 3, 32, 32), dtype=torch.uint8)
+    notes: list[str] = []
+    step = TrainingStep(
+        network,
+        make_optimizer(network, recipe),
+        recipe=recipe,
+        images=padded(images, recipe.data_augmentation.crop_padding).to(device),
+        labels=torch.randint(0, CLASSES, (options["images"],)).to(device),
+        dtype=getattr(torch, options["precision"]),
+        mode=options["step"],
+        note=notes.append,
+    )
+    epochs = (torch.randperm(len(images), device=device).split(recipe.batch_size) for _ in itertools.count())
+    batches = itertools.chain.from_iterable(epochs)
+    return Trainer(step=lambda: step(next(batches), LEARNING_RATE), wait=step.take_sums, notes=notes)
 
 
+@dataclass(frozen=True)
 class PilImages:
     """A data set like torchvision's CIFAR10: a PIL image and its label, by index."""
 
-    def __init__(self, images: Any, labels: list[int], transform: Any) -> None:
-        self.images, self.labels, self.transform = images, labels, transform
+    images: Any  # uint8 (N, 32, 32, 3)
+    labels: list[int]
+    transform: Any
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -97,86 +99,59 @@ class PilImages:
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-class ConventionalTrainer:
+def make_conventional_trainer(options: dict[str, Any]) -> Trainer:
     """The loop of the tutorials: DataLoader, torchvision's transforms on PIL images, float32, all defaults."""
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        import torch
-        from torch.utils.data import DataLoader
-        from torchvision import transforms
+    from toolkit.data.cifar import MEAN, STD
 
-        from models import build_model
-        from toolkit.data.cifar import MEAN, STD
+    device = torch.device(options["device"])
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (options["images"], 32, 32, 3), dtype=torch.uint8).numpy()
+    labels = torch.randint(0, CLASSES, (options["images"],)).tolist()
+    chain = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    dataset: Any = PilImages(images, labels, transforms.Compose([*chain, transforms.Normalize(MEAN, STD)]))
+    loader = DataLoader(dataset, options["batch_size"], shuffle=True, num_workers=options["workers"])
+    network = build_model("resnet20").to(device)
+    optimizer = torch.optim.SGD(network.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=5e-4)
+    criterion = torch.nn.CrossEntropyLoss()
+    batches = itertools.chain.from_iterable(loader for _ in itertools.count())
+    loss = torch.zeros(())
 
-        self.device = torch.device(options["device"])
-        self.notes: list[str] = []
-        torch.manual_seed(0)
-        images = torch.randint(0, 256, (options["images"], 32, 32, 3), dtype=torch.uint8).numpy()
-        labels = torch.randint(0, CLASSES, (options["images"],)).tolist()
-        chain = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-        dataset: Any = PilImages(images, labels, transforms.Compose([*chain, transforms.Normalize(MEAN, STD)]))
-        self.workers = options["workers"]
-        self.loader = DataLoader(dataset, options["batch_size"], shuffle=True, num_workers=self.workers)
-        self.network = build_model("resnet20").to(self.device)
-        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=5e-4)
-        self.criterion = torch.nn.CrossEntropyLoss()
-        self.batches = self._batches()
+    def step() -> None:
+        nonlocal loss
+        images, labels = (tensor.to(device) for tensor in next(batches))
+        optimizer.zero_grad()
+        loss = criterion(network(images), labels)
+        loss.backward()
+        optimizer.step()
 
-    def _batches(self) -> Iterator[Any]:
-        while True:
-            yield from self.loader
-
-    def train(self, steps: int) -> None:
-        loss = None
-        for _ in range(steps):
-            images, labels = next(self.batches)
-            images, labels = images.to(self.device), labels.to(self.device)
-            self.optimizer.zero_grad()
-            loss = self.criterion(self.network(images), labels)
-            loss.backward()
-            self.optimizer.step()
-        if loss is not None:
-            loss.item()
-
-    def settle(self) -> None:
-        """Use up the two batches that each worker prepared while nothing was timed."""
-        self.train(2 * self.workers)
+    return Trainer(step, wait=lambda: loss.item(), prefetched=2 * options["workers"])
 
 
-def serve(options: dict[str, Any], orders: Orders, answer: Answer) -> None:
-    """Build the trainer, then train for the seconds of each order."""
-    trainer: Trainer = ConventionalTrainer(options) if options["step"] == "conventional" else ToolkitTrainer(options)
-    ready = time.time()
-    trainer.train(WARM_UP_STEPS)
-    first_steps = time.time() - ready
-    seconds_per_step = time_steps(trainer, MIN_STEPS) / MIN_STEPS
-    answer(
-        start_seconds=ready - options["started"],
-        figures={"first_steps_seconds": first_steps},
-        note="; ".join(trainer.notes),
-    )
-    for order in orders:
-        trainer.settle()
-        steps = max(MIN_STEPS, math.ceil(order["seconds"] / seconds_per_step))
-        seconds_per_step = time_steps(trainer, steps) / steps
-        answer(images_per_second=options["batch_size"] / seconds_per_step)
-    answer(memory=_peak_memory(options["device"]))
+def prepare(options: dict[str, Any]) -> Subject:
+    """Build the trainer and take the first steps."""
+    make_trainer = make_conventional_trainer if options["step"] == "conventional" else make_toolkit_trainer
+    trainer = make_trainer(options)
+    start_seconds = time.time() - options["started"]
+    first_steps = trainer.time_steps(WARM_UP_STEPS)
+    seconds_per_step = trainer.time_steps(MIN_STEPS) / MIN_STEPS
 
+    def run_round(batch_size: int, seconds: float) -> dict[str, Any]:
+        nonlocal seconds_per_step
+        trainer.time_steps(trainer.prefetched)
+        steps = max(MIN_STEPS, math.ceil(seconds / seconds_per_step))
+        seconds_per_step = trainer.time_steps(steps) / steps
+        return {"images_per_second": batch_size / seconds_per_step}
 
-def time_steps(trainer: Trainer, steps: int) -> float:
-    """Seconds that `steps` steps take."""
-    start = time.perf_counter()
-    trainer.train(steps)
-    return time.perf_counter() - start
+    def memory() -> int | None:
+        on_gpu = options["device"].startswith("cuda")
+        return torch.cuda.max_memory_allocated(options["device"]) if on_gpu else peak_memory()
 
-
-def _peak_memory(device: str) -> int | None:
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.max_memory_allocated(device)
-    return peak_memory()
+    figures = {"first_steps_seconds": first_steps}
+    return Subject(run_round, memory, start_seconds=start_seconds, figures=figures, note="; ".join(trainer.notes))
 
 
 if __name__ == "__main__":
-    run_worker(serve)
+    run_worker(prepare)

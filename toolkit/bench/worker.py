@@ -6,39 +6,56 @@ Only the standard library, so that the process shows the memory and the start of
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ToolkitError, first_line
 
-Orders = Iterator[dict[str, Any]]
-Answer = Callable[..., None]  # keywords: the values of the answer
+
+@dataclass(frozen=True)
+class Subject:
+    """What a worker process measures, ready to be timed.
+
+    Attributes:
+        run_round: takes a batch size and a number of seconds; returns `images_per_second`, and the `milliseconds` of
+            each call if calls are timed one by one.
+        memory: called after the last round, in bytes.
+        start_seconds, figures, note: see `toolkit.bench.result.Result`.
+    """
+
+    run_round: Callable[[int, float], dict[str, Any]]
+    memory: Callable[[], int | None]
+    start_seconds: float | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
-def run_worker(serve: Callable[[dict[str, Any], Orders, Answer], None]) -> None:
-    """Run `serve(options, orders, answer)` in a process started by `toolkit.bench.harness.Worker`.
+def run_worker(prepare: Callable[[dict[str, Any]], Subject]) -> None:
+    """Prepare a subject by the options of `toolkit.bench.harness.Worker`, and time it for each order.
 
-    `serve` answers once when it is ready (optionally with `start_seconds`, `figures` and `note`), then each order of a
-    `batch_size` and a number of `seconds` (with `images_per_second` and, if timed, the `milliseconds` of each call),
-    and once after the last order (with `memory` in bytes). An exception ends the process; its first line is the answer.
-
-    Answers go to a copy of stdout, and stdout to stderr, because compilers and libraries print to it.
+    Answers once when the subject is ready, once for each order and once after the last; an exception ends the process,
+    and its first line is the answer. Stdout is kept for the answers: what libraries print goes to stderr.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def answer(**values: Any) -> None:
+    def answer(values: dict[str, Any]) -> None:
         answers.write(json.dumps(values) + "\n")
         answers.flush()
 
     try:
-        serve(json.loads(sys.argv[1]), map(json.loads, sys.stdin), answer)
+        subject = prepare(json.loads(sys.argv[1]))
+        answer({name: getattr(subject, name) for name in ("start_seconds", "figures", "note")})
+        for order in map(json.loads, sys.stdin):
+            answer(subject.run_round(order["batch_size"], order["seconds"]))
+        answer({"memory": subject.memory()})
     except (KeyboardInterrupt, BrokenPipeError):
         sys.exit(130)
     except Exception as error:
         kind = "" if isinstance(error, ToolkitError) else f"{type(error).__name__}: "
-        answer(error=f"{kind}{first_line(error)}")
+        answer({"error": f"{kind}{first_line(error)}"})
         sys.exit(1)
 
 
