@@ -383,10 +383,10 @@ def bench_train(
     """Compare training steps with a conventional loop, on random images."""
     from toolkit.bench.train import BATCH_SIZES
     from toolkit.bench.train import bench_train as measure
-    from toolkit.display import training_benchmark_lines
+    from toolkit.display import benchmark_lines
 
     result = measure(device, batch_sizes=batch_size or BATCH_SIZES, quick=quick, progress=note)
-    print_result(result.as_dict(), lambda: training_benchmark_lines(result), as_json=json_output)
+    print_result(result.as_dict(), lambda: benchmark_lines(result), as_json=json_output)
 
 
 @bench_command(name="predict")
@@ -398,10 +398,10 @@ def bench_predict(
 ) -> None:
     """Compare `cifar predict` with a bare script and with ONNX Runtime."""
     from toolkit.bench.predict import bench_predict as measure
-    from toolkit.display import prediction_benchmark_lines
+    from toolkit.display import benchmark_lines
 
     result = measure(model, pictures=pictures, quick=quick, progress=note)
-    print_result(result.as_dict(), lambda: prediction_benchmark_lines(result), as_json=json_output)
+    print_result(result.as_dict(), lambda: benchmark_lines(result), as_json=json_output)
 
 
 @bench_command(name="deploy")
@@ -417,14 +417,14 @@ def bench_deploy(
     """Compare ONNX Runtime with PyTorch: speed, size, memory, accuracy."""
     from toolkit.bench.deploy import BATCH_SIZES
     from toolkit.bench.deploy import bench_deploy as measure
-    from toolkit.display import deployment_benchmark_lines
+    from toolkit.display import benchmark_lines
     from toolkit.evaluation.plots import plot_deployment
 
     if plot is not None:
         require_writable(plot, suffix=".png")
     sizes = batch_size or BATCH_SIZES
     result = measure(models or [], checkpoint=checkpoint, data=data, batch_sizes=sizes, quick=quick, progress=note)
-    print_result(result.as_dict(), lambda: deployment_benchmark_lines(result), as_json=json_output)
+    print_result(result.as_dict(), lambda: benchmark_lines(result), as_json=json_output)
     if plot is not None:
         plot_deployment(result, plot)
         note(f"Picture: {plot}")

@@ -22,9 +22,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from models.cost import Cost
-    from toolkit.bench.deploy import DeploymentBenchmark, SideResult
-    from toolkit.bench.predict import PredictionBenchmark
-    from toolkit.bench.train import TrainingBenchmark
+    from toolkit.bench.result import BenchmarkResult
     from toolkit.data.dataset import DataStatus
     from toolkit.deploy.gate import Report
     from toolkit.doctor import Finding
@@ -261,79 +259,23 @@ def data_lines(status: "DataStatus") -> str:
     return "\n".join(lines)
 
 
-def training_benchmark_lines(benchmark: "TrainingBenchmark") -> str:
-    """The rows of `cifar bench train` as a table."""
-    libraries = ", ".join(f"{name} {number}" for name, number in benchmark.libraries.items())
-    lines = [
-        f"{benchmark.model}, {benchmark.images:,} random images, {libraries}",
-        f"{benchmark.device}, {benchmark.cores} cores",
-        f"{'batch':>5}  {'step':<42}{'images/s':>10}{'ratio':>8}{'start s':>9}{'first 5 steps s':>17}{'peak MB':>9}",
-    ]
-    for row in benchmark.rows:
-        memory = None if row.peak_memory is None else row.peak_memory / 1e6
-        lines.append(
-            f"{row.variant.batch_size:>5}  {row.variant.name:<42}{_number(row.images_per_second, ',.0f'):>10}"
-            f"{_number(row.ratio, '.2f'):>8}{_number(row.startup_seconds, '.1f'):>9}"
-            f"{_number(row.first_steps_seconds, '.1f'):>17}{_number(memory, ',.0f'):>9}"
-            + (f"  {row.note}" if row.note else "")
-        )
-    return "\n".join(lines)
-
-
-def prediction_benchmark_lines(benchmark: "PredictionBenchmark") -> str:
-    """The figures of `cifar bench predict`: one picture, then the folder."""
-    libraries = ", ".join(f"{name} {number}" for name, number in benchmark.libraries.items())
-    lines = [
-        f"{benchmark.model}, {benchmark.cores} cores, {libraries}",
-        f"{'one picture, whole process':<40}{'ms':>10}{'ratio':>8}{'peak MB':>9}",
-    ]
-    for name, program in (("bare script", benchmark.single_bare), ("cifar predict", benchmark.single)):
-        ratio = program.seconds / benchmark.single_bare.seconds
-        lines.append(f"{name:<40}{1e3 * program.seconds:>10,.0f}{ratio:>8.2f}{_megabytes(program.peak_memory):>9}")
-    lines.append(f"{f'{benchmark.pictures:,} pictures':<40}{'images/s':>10}{'share':>8}{'peak MB':>9}")
-    for name, speed, memory in (
-        (f"ONNX Runtime by itself, batch {benchmark.batch_size}", benchmark.runtime_pictures_per_second, None),
-        ("one at a time", benchmark.bare_pictures_per_second, benchmark.folder_bare.peak_memory),
-        ("cifar predict", benchmark.pictures_per_second, benchmark.folder.peak_memory),
-    ):
-        share = speed / benchmark.runtime_pictures_per_second
-        lines.append(f"{name:<40}{speed:>10,.0f}{share:>8.0%}{_megabytes(memory):>9}")
-    lines.append(f"{'cifar predict without its start':<40}{'':>10}{benchmark.share_after_start:>8.0%}")
-    return "\n".join(lines)
-
-
-def deployment_benchmark_lines(benchmark: "DeploymentBenchmark") -> str:
-    """The figures of `cifar bench deploy`: a line for each side, then one for each batch size and side."""
-    libraries = ", ".join(f"{name} {number}" for name, number in benchmark.libraries.items())
-    width = max(4, *(len(result.side.name) for result in benchmark.sides)) + 2
-    lines = [
-        f"{benchmark.device}, {benchmark.cores} cores, {libraries}",
-        f"{'side':<{width}}{'file kB':>9}{'start ms':>10}{'memory MB':>11}{'accuracy':>10}",
-        *(_side_line(result, width) for result in benchmark.sides),
-        f"{'side':<{width}}{'batch':>6}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}{'images/s':>10}{'ratio':>8}",
-    ]
-    for position, batch_size in enumerate(benchmark.batch_sizes):
-        for result in benchmark.sides:
-            timing = result.timings[position] if position < len(result.timings) else None
-            if timing is not None:
-                lines.append(
-                    f"{result.side.name:<{width}}{batch_size:>6}{timing.p50_ms:>10.2f}{timing.p95_ms:>10.2f}"
-                    f"{timing.p99_ms:>10.2f}{timing.images_per_second:>10,.0f}{_number(timing.ratio, '.2f'):>8}"
-                )
-    return "\n".join([*lines, *benchmark.notes])
-
-
-def _side_line(result: "SideResult", width: int) -> str:
-    kilobytes = None if result.file_bytes is None else result.file_bytes / 1e3
-    return (
-        f"{result.side.name:<{width}}{_number(kilobytes, ',.0f'):>9}{_number(result.start_ms, ',.1f'):>10}"
-        f"{_megabytes(result.memory):>11}{_number(result.accuracy, '.2%'):>10}"
-        + (f"  {result.note}" if result.note else "")
-    )
-
-
-def _megabytes(memory: int | None) -> str:
-    return _number(None if memory is None else memory / 1e6, ",.0f")
+def benchmark_lines(benchmark: "BenchmarkResult") -> str:
+    """The machine and the settings of a benchmark, its tables, and its notes."""
+    text = StringIO()
+    console = Console(file=text, width=REPORT_WIDTH, highlight=False, markup=False, emoji=False, color_system=None)
+    console.print(benchmark.heading)
+    for headings, rows in benchmark.tables():
+        table = Table(box=None, pad_edge=False, header_style="")
+        for heading in headings:
+            table.add_column(heading, overflow="fold", justify="left" if heading == "side" else "right")
+        for row in rows:
+            table.add_row(*row)
+        console.print()
+        console.print(table)
+    console.print()
+    for note in benchmark.all_notes():
+        console.print(note)
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
 
 
 def _number(value: float | None, form: str) -> str:

@@ -1,65 +1,133 @@
-"""Workers that answer line by line, and whole programs: their time, their memory, and how they fail."""
+"""The harness: workers that answer line by line, interleaved rounds, medians and ratios, and how sides fail."""
 
 import os
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from toolkit.bench.harness import ROOT, Worker, peak_memory, time_program
+from toolkit.bench.harness import ROOT, Worker, measure, summarize
+from toolkit.bench.program_worker import run_program
+from toolkit.bench.result import Result, Side, Timing
+from toolkit.bench.worker import peak_memory
 from toolkit.errors import ToolkitError
 
-ECHO = """
-import sys
-from toolkit.bench.harness import run_worker
+FAKE = """
+import time
+from toolkit.bench.worker import Subject, run_worker
 
-def serve(spec, answer):
+def prepare(options):
     print("noise")
-    answer({"spec": spec})
-    for line in sys.stdin:
-        if line == '"fail"\\n':
-            raise ValueError("as asked")
-        answer({"order": line})
-    answer({"last": True})
+    speeds = iter(options["speeds"])
 
-run_worker(serve)
+    def run_round(batch_size, seconds):
+        with open(options["log"], "a") as log:
+            log.write(f"{options['name']} {batch_size} {seconds}\\n")
+        speed = next(speeds)
+        if speed is None:
+            raise ValueError("as asked")
+        time.sleep(options.get("sleep", 0))
+        return {"images_per_second": speed, "milliseconds": [1.0, 3.0]}
+
+    return Subject(run_round, memory=lambda: 7, start_seconds=0.5, figures={"size": 3})
+
+run_worker(prepare)
 """
 
 
 @pytest.fixture
-def echo(tmp_path):
-    (tmp_path / "echo_worker.py").write_text(ECHO)
-    worker = Worker("echo_worker", {"a": 1}, environment={"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])})
-    yield worker
+def environment(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "fake_worker.py").write_text(FAKE)
+    return {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log.txt"
+
+
+def fake(log: Path, name: str, *speeds: float | None, **options: float) -> Side:
+    return Side(name, "fake_worker", {"name": name, "log": str(log), "speeds": speeds, **options})
+
+
+def test_sides_are_timed_in_turn_and_medians_and_ratios_follow(environment, log):
+    sides = [fake(log, "a", 1.0, 9.0, 2.0, 5.0, 5.0, 5.0), fake(log, "b", 4.0, 4.0, 4.0, 1.0, 1.0, 1.0)]
+    found = measure(sides, [8, 1], rounds=3, seconds=0.25, environment=environment)
+    turns = ["a 8 0.25", "b 8 0.25"] * 3 + ["a 1 0.25", "b 1 0.25"] * 3
+    assert log.read_text().splitlines() == turns
+
+    def timing(size: int, speed: float, rounds: tuple[float, ...], ratio: float) -> Timing:
+        return Timing(size, speed, rounds, ratio, calls=6, p50_ms=2.0, p95_ms=3.0, p99_ms=3.0)
+
+    a = (timing(8, 2.0, (1.0, 9.0, 2.0), 1.0), timing(1, 5.0, (5.0, 5.0, 5.0), 1.0))
+    b = (timing(8, 4.0, (4.0, 4.0, 4.0), 2.0), timing(1, 1.0, (1.0, 1.0, 1.0), 0.2))
+    assert found == [
+        Result(side, timings, start_seconds=0.5, memory=7, figures={"size": 3})
+        for side, timings in zip(sides, (a, b), strict=True)
+    ]
+
+
+def test_a_side_that_fails_keeps_its_reason_and_the_others_are_measured(environment, log):
+    sides = [fake(log, "a", 1.0, None), fake(log, "b", 4.0, 4.0)]
+    failed, other = measure(sides, [8, 1], rounds=1, seconds=0, environment=environment)
+    assert failed == Result(sides[0], start_seconds=0.5, figures={"size": 3}, note="ValueError: as asked")
+    assert [timing.images_per_second for timing in other.timings] == [4.0, 4.0]
+    assert [timing.ratio for timing in other.timings] == [None, None]
+
+
+def test_a_worker_without_an_answer_in_time_is_killed(environment, log):
+    worker = Worker(fake(log, "a", 1.0, sleep=60), environment=environment)
+    worker.answer_limit = 0.1
+    worker.time(8, 0)
+    worker.time(8, 0)  # ignored
+    assert worker.finish().note == "the process ended without an answer"
     worker.stop()
 
 
-def test_a_worker_answers_each_order_whatever_it_prints(echo):
-    assert echo.ready == {"spec": {"a": 1}}
-    assert echo.ask(3) == {"order": "3\n"}
-    assert echo.finish() == {"last": True}
-    assert echo.failure == ""
+def test_a_module_that_does_not_exist_is_a_failed_side():
+    (result,) = measure([Side("a", "no_such_worker", {})], [1], rounds=1, seconds=0)
+    assert result.note == "the process ended without an answer"
 
 
-def test_a_worker_that_fails_keeps_its_reason_and_answers_nothing_more(echo):
-    assert echo.ask("fail") == {}
-    assert echo.failure == "ValueError: as asked"
-    assert echo.ask(1) == echo.finish() == {}
+def test_nothing_is_started_after_the_deadline(environment, log):
+    sides = [fake(log, "a", 1.0), fake(log, "b", 4.0)]
+    found = measure(sides, [8], rounds=1, seconds=0, environment=environment, deadline=time.monotonic() - 1)
+    assert found == [Result(side, note="not measured: the time limit was reached") for side in sides]
+    assert not log.exists()
 
 
+def test_an_answer_without_single_calls_has_no_percentiles():
+    assert summarize(4, [{"images_per_second": 3.0}, {"images_per_second": 5.0}]) == Timing(4, 4.0, (3.0, 5.0))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell the memory of a program")
 def test_a_program_is_timed_by_itself():
-    held = bytearray(200_000_000)  # of ours, which are not the program's
-    done = time_program([sys.executable, "-c", "import time; x = b'1' * 50_000_000; time.sleep(0.2); print('noise')"])
-    assert 0.2 < done.seconds < 20
-    if done.peak_memory is not None:
-        assert 50e6 < done.peak_memory < 150e6
-    assert len(held) > 0
+    held = bytearray(100_000_000)  # memory of this process, not of the program
+    program = [sys.executable, "-c", "import time; x = b'1' * 50_000_000; time.sleep(0.2); print('noise')"]
+    worker = Worker(Side("p", "toolkit.bench.program_worker", {"command": program, "pictures": 3, "warm_up": False}))
+    worker.time(1, 0)
+    result = worker.finish()
+    worker.stop()
+    (timing,) = result.timings
+    assert timing.p50_ms is not None
+    assert 200 < timing.p50_ms < 20_000
+    assert timing.images_per_second == pytest.approx(3e3 / timing.p50_ms)
+    assert result.memory is not None
+    assert 50e6 < result.memory < 100e6
+    assert len(held) == 100_000_000
 
 
 def test_a_program_that_fails_says_why():
     with pytest.raises(ToolkitError, match="failed: ValueError: no"):
-        time_program([sys.executable, "-c", "raise ValueError('no')"])
+        run_program([sys.executable, "-c", "raise ValueError('no')"])
 
 
-def test_peak_memory_is_of_this_process():
-    memory = peak_memory()
-    assert memory is None or memory > 10e6
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell the memory of a process")
+def test_peak_memory_counts_what_was_freed():
+    before = peak_memory()
+    assert before is not None
+    bytearray(before + 50_000_000)  # filled with zeros: resident once, then freed
+    after = peak_memory()
+    assert after is not None
+    assert after > before + 40_000_000

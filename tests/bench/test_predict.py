@@ -1,4 +1,4 @@
-"""`cifar bench predict`: what it measures and prints."""
+"""`cifar bench predict`: a quick run on a tiny model, its figures, and the bare script that it compares with."""
 
 import json
 import subprocess
@@ -11,8 +11,8 @@ from PIL import Image
 from tests.support.onnx_models import saved, tiny_model
 from tests.support.sources import ROOT
 from toolkit.bench import predict as benchmark
-from toolkit.bench.predict import bench_predict, draw_pictures
-from toolkit.display import prediction_benchmark_lines
+from toolkit.bench.predict import bench_predict, derive_figures, draw_pictures, require_timings
+from toolkit.bench.result import BenchmarkResult, Result, Side, Timing
 from toolkit.errors import ToolkitError, UsageError
 
 
@@ -22,33 +22,45 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(model: Path) -> benchmark.PredictionBenchmark:
+def result(model: Path) -> BenchmarkResult:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "QUICK_ROUNDS", (1, 1))
+        patch.setattr(benchmark, "QUICK_RUNTIME_SECONDS", 0.01)
         return bench_predict(model, pictures=70, quick=True)
 
 
-def test_each_side_is_timed(result: benchmark.PredictionBenchmark) -> None:
-    for program in (result.single, result.single_bare, result.folder, result.folder_bare):
-        assert program.seconds == program.rounds[0] > 0
-        assert program.peak_memory is None or program.peak_memory > 10e6  # bytes
-    assert result.single_ratio == result.single.seconds / result.single_bare.seconds
-    assert result.pictures_per_second == pytest.approx(70 / result.folder.seconds)
-    assert result.share == pytest.approx(result.pictures_per_second / result.runtime_pictures_per_second)
-    assert result.share_after_start > result.share
-    assert result.speedup == pytest.approx(result.pictures_per_second / result.bare_pictures_per_second)
-
-
-def test_as_json_and_as_a_table(result: benchmark.PredictionBenchmark) -> None:
-    values = json.loads(json.dumps(result.as_dict()))
-    assert (values["pictures"], values["quick"]) == (70, True)
-    lines = prediction_benchmark_lines(result).splitlines()
-    assert [line.split("  ")[0] for line in lines[1:]] == [
-        "one picture, whole process", "bare script", "cifar predict",
-        "70 pictures", "ONNX Runtime by itself, batch 64", "one at a time", "cifar predict",
-        "cifar predict without its start",
+def test_each_side_is_timed(result: BenchmarkResult) -> None:
+    assert [(r.side.name, r.timings[0].batch_size) for r in result.results] == [
+        ("one picture, bare script", 1), ("one picture, cifar predict", 1),
+        ("folder, ONNX Runtime alone", 64), ("folder, bare script", 64), ("folder, cifar predict", 64),
     ]  # fmt: skip
-    assert "100%" in lines[5]
+    for side in result.results:
+        (timing,) = side.timings
+        assert timing.images_per_second == timing.rounds[0] > 0
+        base = result.results[0 if timing.batch_size == 1 else 2].timings[0]
+        assert timing.ratio == timing.images_per_second / base.images_per_second
+        if side.side.worker.endswith("program_worker"):
+            pictures = 1 if timing.batch_size == 1 else 70
+            assert timing.images_per_second == pytest.approx(1e3 * pictures / timing.p50_ms)
+            assert side.memory is None or side.memory > 10e6  # bytes
+    assert result.settings == {"model": "model.onnx", "pictures": 70, "quick": True}
+    assert result.figures == derive_figures(result.results[:2], result.results[2:], 70)
+
+
+def side_of(speed: float) -> Result:
+    return Result(Side("", "", {}), (Timing(1, speed, (speed,)),))
+
+
+def test_figures() -> None:
+    single = [side_of(4.0), side_of(2.0)]  # `cifar predict` takes half a second for one picture
+    whole = [side_of(100.0), side_of(20.0), side_of(40.0)]
+    # 100 pictures: 2.5 s in all, 2 s after the start; ONNX Runtime alone takes 1 s
+    assert derive_figures(single, whole, 100) == {"speedup": 2.0, "ratio_after_start": 0.5}
+
+
+def test_a_program_that_fails_ends_the_benchmark() -> None:
+    with pytest.raises(ToolkitError, match="cifar predict: no memory"):
+        require_timings([side_of(1.0), Result(Side("cifar predict", "", {}), note="no memory")])
 
 
 def test_the_bare_script_does_what_the_example_does(model: Path, tmp_path: Path) -> None:
@@ -68,17 +80,18 @@ def test_the_pictures_are_always_the_same(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "a/00000.png").size == (32, 32)
 
 
-def test_command(cifar, result: benchmark.PredictionBenchmark, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command(cifar, result: BenchmarkResult, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
 
-    def measured(model: str | None, **options: object) -> benchmark.PredictionBenchmark:
+    def measured(model: str | None, **options: object) -> BenchmarkResult:
         asked.update(options, model=model)
         return result
 
     monkeypatch.setattr(benchmark, "bench_predict", measured)
-    assert "one at a time" in cifar("bench", "predict", "--quick", "--model", "m.onnx", "--pictures", 9).stdout
+    done = cifar("bench", "predict", "--quick", "--model", "m.onnx", "--pictures", 9)
+    assert "folder, ONNX Runtime alone" in done.stdout
     assert (asked["model"], asked["pictures"], asked["quick"]) == ("m.onnx", 9, True)
-    assert json.loads(cifar("bench", "predict", "--json").stdout)["pictures"] == 70
+    assert json.loads(cifar("bench", "predict", "--json").stdout) == json.loads(json.dumps(result.as_dict()))
 
 
 def test_wrong_use(model: Path, tmp_path: Path) -> None:

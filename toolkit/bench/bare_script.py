@@ -1,7 +1,7 @@
-"""What `cifar bench predict` is held against: one picture at a time with NumPy, Pillow and ONNX Runtime, no toolkit.
+"""The script that `cifar bench predict` compares with: NumPy, Pillow and ONNX Runtime, one picture at a time.
 
-It is run as a program, `python bare_script.py model.onnx cat.png ...`, and does what `examples/onnx_only.py` does; a
-folder stands for the pictures in it.
+Usage: `python bare_script.py model.onnx cat.png ...`. It predicts as `examples/onnx_only.py` does; a folder stands for
+the pictures in it.
 """
 
 import json

@@ -1,11 +1,8 @@
-"""One side of `cifar bench deploy`, in a process of its own: it takes its orders on stdin, one a line, as JSON.
+"""The worker of `cifar bench deploy`: opens a model with ONNX Runtime or PyTorch and times calls of it.
 
-It answers once the model is open, then for each batch size and number of seconds with how long each call took, and at
-the end with the memory that it took. The images are random: what they show does not change how fast they are.
+The images are random: their content does not affect the speed.
 """
 
-import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,64 +10,70 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.bench.harness import Answer, peak_memory, resident_memory, run_worker
+from toolkit.bench.worker import Subject, peak_memory, resident_memory, run_worker
 
-WARM_UP_CALLS = 2  # untimed, each time the batch size changes: a compiler's work and the first allocations
-LEAST_CALLS = 3  # of a round, however slow
+WARM_UP_CALLS = 2  # untimed, at each new batch size: compilation and the first allocations
+MIN_CALLS = 3  # per round, however slow
 
 Call = Callable[[np.ndarray[Any, Any]], Any]  # uint8 (N, 32, 32, 3) -> logits and probabilities
 
 
-def serve(spec: dict[str, Any], answer: Answer) -> None:
-    """Open the side's model and time calls of it."""
-    prepare = {"onnx": _onnx, "bare": _bare, "eager": _torch, "compiled": _torch}[spec["kind"]]
-    start_side = prepare(spec)  # imports; the model is not open yet
+def prepare(options: dict[str, Any]) -> Subject:
+    """Open the model `options["file"]`."""
+    open_model = OPENERS[options["kind"]](options)  # imports the library; the model is not open yet
     before = resident_memory()
-    begun = time.perf_counter()
-    call = start_side()
-    answer({"start_ms": 1e3 * (time.perf_counter() - begun)})
-    last = 0
-    for line in sys.stdin:
-        order = json.loads(line)
-        images = np.random.default_rng(0).integers(0, 256, (order["batch_size"], 32, 32, 3), dtype=np.uint8)
-        for _ in range(WARM_UP_CALLS if order["batch_size"] != last else 1):
+    begin = time.perf_counter()
+    call = open_model()
+    start_seconds = time.perf_counter() - begin
+    warm_sizes: set[int] = set()
+
+    def run_round(batch_size: int, seconds: float) -> dict[str, Any]:
+        images = np.random.default_rng(0).integers(0, 256, (batch_size, 32, 32, 3), dtype=np.uint8)
+        for _ in range(1 if batch_size in warm_sizes else WARM_UP_CALLS):
             call(images)
-        last = order["batch_size"]
-        answer({"milliseconds": _timed(call, images, order["seconds"])})
-    peak = peak_memory()
-    answer({"memory": None if peak is None or before is None else peak - before})
+        warm_sizes.add(batch_size)
+        milliseconds = time_calls(call, images, seconds)
+        speed = 1e3 * batch_size * len(milliseconds) / sum(milliseconds)
+        return {"images_per_second": speed, "milliseconds": milliseconds}
+
+    def memory() -> int | None:
+        peak = peak_memory()
+        return None if peak is None or before is None else peak - before
+
+    return Subject(run_round, memory, start_seconds=start_seconds)
 
 
-def _timed(call: Call, images: np.ndarray[Any, Any], seconds: float) -> list[float]:
+def time_calls(call: Call, images: np.ndarray[Any, Any], seconds: float) -> list[float]:
+    """Call for `seconds`; the milliseconds of each call."""
     taken: list[float] = []
     end = time.perf_counter() + seconds
-    while len(taken) < LEAST_CALLS or time.perf_counter() < end:
+    while len(taken) < MIN_CALLS or time.perf_counter() < end:
         start = time.perf_counter()
         call(images)
         taken.append(1e3 * (time.perf_counter() - start))
     return taken
 
 
-def _onnx(spec: dict[str, Any]) -> Callable[[], Call]:
-    """The session that `cifar predict` and the library use."""
+def import_onnx(options: dict[str, Any]) -> Callable[[], Call]:
+    """The session of `cifar predict` and the Python interface."""
     from toolkit.inference.session import open_model
 
-    return lambda: open_model(spec["file"], provider=spec["place"]).logits_and_probabilities
+    return lambda: open_model(options["file"], provider=options["place"]).logits_and_probabilities
 
 
-def _bare(spec: dict[str, Any]) -> Callable[[], Call]:
-    """ONNX Runtime with its own defaults, and nothing around it."""
+def import_bare(options: dict[str, Any]) -> Callable[[], Call]:
+    """A session of ONNX Runtime with its own defaults."""
     import onnxruntime
 
     def start() -> Call:
-        session = onnxruntime.InferenceSession(spec["file"], providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(options["file"], providers=["CPUExecutionProvider"])
         return lambda images: session.run(["logits", "probabilities"], {"images": images})
 
     return start
 
 
-def _torch(spec: dict[str, Any]) -> Callable[[], Call]:
-    """The checkpoint's network with the preprocessing and the outputs of the exported file."""
+def import_torch(options: dict[str, Any]) -> Callable[[], Call]:
+    """The checkpoint's network with the preprocessing and the outputs of an exported file."""
     import torch
 
     from toolkit.deploy.export import Deployed
@@ -78,12 +81,12 @@ def _torch(spec: dict[str, Any]) -> Callable[[], Call]:
     from toolkit.runs.checkpoint import load_checkpoint
 
     use_available_cores()
-    device = torch.device(spec["place"])
+    device = torch.device(options["place"])
 
     def start() -> Call:
-        network = Deployed(load_checkpoint(Path(spec["file"])).network(), input="uint8-nhwc").eval().to(device)
+        network = Deployed(load_checkpoint(Path(options["file"])).network(), input="uint8-nhwc").eval().to(device)
         network.to(memory_format=torch.channels_last)
-        forward = torch.compile(network, dynamic=False) if spec["kind"] == "compiled" else network
+        forward = torch.compile(network, dynamic=False) if options["kind"] == "compiled" else network
 
         def call(images: np.ndarray[Any, Any]) -> Any:
             with torch.inference_mode():
@@ -94,5 +97,8 @@ def _torch(spec: dict[str, Any]) -> Callable[[], Call]:
     return start
 
 
+OPENERS = {"onnx": import_onnx, "bare": import_bare, "eager": import_torch, "compiled": import_torch}
+
+
 if __name__ == "__main__":
-    run_worker(serve)
+    run_worker(prepare)

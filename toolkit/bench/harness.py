@@ -1,195 +1,165 @@
-"""Timing in processes of their own: workers that take orders line by line, and whole programs with their peak memory.
-
-Only the standard library, so that a process shows its own memory and start-up and not this file's.
-"""
+"""The benchmark harness: one process per side, timed in turn over several rounds, so that drift affects all alike."""
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import ToolkitError
+import numpy as np
+
+from toolkit.bench.result import Result, Side, Timing
+from toolkit.reporting import Note, ignore
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds `toolkit` and `cli.py`
-ANSWER_LIMIT = 400.0  # seconds without an answer after which a process is given up, compiling included
+ANSWER_LIMIT = 400.0  # seconds without an answer after which a process is killed; compilation fits in
 
-Answer = Callable[[dict[str, Any]], None]
+
+def measure(
+    sides: Sequence[Side],
+    batch_sizes: Sequence[int],
+    *,
+    rounds: int,
+    seconds: float,
+    environment: dict[str, str] | None = None,
+    answer_limit: float = ANSWER_LIMIT,
+    deadline: float = float("inf"),
+    progress: Note = ignore,
+) -> list[Result]:
+    """Time every side at every batch size, interleaved: while one process works, the others wait.
+
+    A side that fails has no timings; its note has the reason, and the other sides are still measured.
+
+    Args:
+        sides: the first is the one that ratios refer to.
+        batch_sizes: in the order in which they are measured.
+        rounds: number of times that each side is timed at each batch size; the median counts.
+        seconds: duration of one timing.
+        environment: variables added to this process's own for the workers.
+        answer_limit: seconds that a worker may take for one answer.
+        deadline: of `time.monotonic()`; after it, no further process and no further round is started.
+        progress: told what is measured next.
+    """
+    workers: list[Worker] = []
+    try:
+        for side in sides:
+            if time.monotonic() < deadline:
+                progress(f"starting {side.name}")
+                workers.append(Worker(side, environment=environment or {}, answer_limit=answer_limit))
+        for batch_size in batch_sizes:
+            for number in range(rounds):
+                if number > 0 and time.monotonic() > deadline:
+                    break
+                progress(f"batch {batch_size}: round {number + 1} of {rounds}")
+                for worker in workers:
+                    worker.time(batch_size, seconds)
+        results = [worker.finish() for worker in workers]
+    finally:
+        for worker in workers:
+            worker.stop()
+    results += [Result(side, note="not measured: the time limit was reached") for side in sides[len(workers) :]]
+    return _with_ratios(results)
+
+
+def _with_ratios(results: list[Result]) -> list[Result]:
+    """Fill in the ratios to the first side; None where that side has no timing of the batch size."""
+    base = {timing.batch_size: timing.images_per_second for timing in results[0].timings}
+
+    def rate(timing: Timing) -> Timing:
+        reference = base.get(timing.batch_size)
+        return replace(timing, ratio=timing.images_per_second / reference if reference else None)
+
+    return [replace(result, timings=tuple(map(rate, result.timings))) for result in results]
 
 
 class Worker:
-    """A module that runs as a process of its own and answers each order with a line of JSON (see `run_worker`).
-
-    One that fails keeps its reason in `failure` and answers {} from then on, so that the others can go on.
+    """The process of one side, and its answers so far. After a failure it ignores all further orders.
 
     Args:
-        module: its name, as `python -m` takes it.
-        spec: plain values that say what it is to do.
-        environment: variables that it gets besides ours.
+        side: what the process runs (see `toolkit.bench.worker.run_worker`).
+        environment: variables added to this process's own.
+        answer_limit: seconds without an answer after which the process is killed.
     """
 
-    def __init__(self, module: str, spec: dict[str, Any], *, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, side: Side, *, environment: dict[str, str] | None = None, answer_limit: float = ANSWER_LIMIT
+    ) -> None:
+        self.side, self.answer_limit = side, answer_limit
         self.failure = ""
-        self.started = time.time()
+        self.answers: dict[int, list[dict[str, Any]]] = {}  # batch size -> an answer per round
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, json.dumps(spec)],
-            env=our_environment() | (environment or {}),
+            [sys.executable, "-m", side.worker, json.dumps(side.options | {"started": time.time()})],
+            env=child_environment() | (environment or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        self.ready = self._answer()  # its first line, once it can take orders
+        self.ready = self._read_answer()
 
-    def ask(self, order: Any) -> dict[str, Any]:
-        """Give an order and wait for the answer."""
+    def time(self, batch_size: int, seconds: float) -> None:
+        """Run one round."""
         assert self._process.stdin is not None
         if self.failure:
-            return {}
+            return
         try:
-            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.write(json.dumps({"batch_size": batch_size, "seconds": seconds}) + "\n")
             self._process.stdin.flush()
         except OSError as error:
             self.failure = f"the process ended ({error})"
-            return {}
-        return self._answer()
+        else:
+            self.answers.setdefault(batch_size, []).append(self._read_answer())
 
-    def finish(self) -> dict[str, Any]:
-        """There are no more orders; the last answer."""
+    def finish(self) -> Result:
+        """Tell the process that there are no more orders, and summarize its answers."""
         assert self._process.stdin is not None
-        if self.failure:
-            return {}
-        self._process.stdin.close()
-        return self._answer()
+        last: dict[str, Any] = {}
+        if not self.failure:
+            self._process.stdin.close()
+            last = self._read_answer()
+        return Result(
+            side=self.side,
+            timings=() if self.failure else tuple(summarize(size, rounds) for size, rounds in self.answers.items()),
+            start_seconds=self.ready.get("start_seconds"),
+            memory=last.get("memory"),
+            figures=self.ready.get("figures", {}),
+            note=self.failure or self.ready.get("note", ""),
+        )
 
     def stop(self) -> None:
-        """End the process, whatever it is doing."""
+        """Kill the process, whatever it is doing."""
         self._process.kill()
         self._process.wait()
 
-    def _answer(self) -> dict[str, Any]:
-        """The next line; {} where there is none, and `failure` says why."""
+    def _read_answer(self) -> dict[str, Any]:
+        """The next answer; {} if there is none, and `failure` then has the reason."""
         assert self._process.stdout is not None
-        timer = threading.Timer(ANSWER_LIMIT, self._process.kill)
+        timer = threading.Timer(self.answer_limit, self._process.kill)
         timer.start()
         try:
             line = self._process.stdout.readline()
         finally:
             timer.cancel()
         answer: dict[str, Any] = json.loads(line) if line else {"error": "the process ended without an answer"}
-        if "error" in answer:
-            self.failure = answer["error"]
-            return {}
-        return answer
+        self.failure = answer.get("error", "")
+        return {} if self.failure else answer
 
 
-def run_worker(serve: Callable[[dict[str, Any], Answer], None]) -> None:
-    """The worker's side: `serve` gets what `Worker` was told, answers once it is ready, then each line of stdin.
-
-    The real stdout is kept for the answers: compilers and libraries print to it what they like.
-    """
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def answer(value: dict[str, Any]) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
-
-    try:
-        serve(json.loads(sys.argv[1]), answer)
-    except (KeyboardInterrupt, BrokenPipeError):
-        sys.exit(130)
-    except Exception as error:
-        answer({"error": f"{type(error).__name__}: {error}".split("\n")[0]})
-        sys.exit(1)
+def summarize(batch_size: int, answers: Sequence[dict[str, Any]]) -> Timing:
+    """Medians and percentiles over the answers of all rounds."""
+    speeds = tuple(answer["images_per_second"] for answer in answers)
+    calls = [milliseconds for answer in answers for milliseconds in answer.get("milliseconds", ())]
+    p50, p95, p99 = np.percentile(calls, [50, 95, 99]).tolist() if calls else (None, None, None)
+    return Timing(batch_size, statistics.median(speeds), speeds, calls=len(calls), p50_ms=p50, p95_ms=p95, p99_ms=p99)
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A program that ran to its end.
-
-    Attributes:
-        seconds: from starting the process to its end.
-        peak_memory: its largest resident memory, bytes; None where the system does not tell.
-    """
-
-    seconds: float
-    peak_memory: int | None
-
-
-def time_program(command: Sequence[str]) -> Finished:
-    """Run a program to its end, its output thrown away.
-
-    It is started by a small process between us and it: the kernel counts the memory of whoever starts a program among
-    the program's own.
-
-    Raises:
-        ToolkitError: the program failed.
-    """
-    between = [sys.executable, "-m", "toolkit.bench.harness", *command]
-    done = subprocess.run(
-        between, env=our_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
-    )
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise ToolkitError(f"{' '.join(command)[:200]} failed: {said[0]}")
-    return Finished(**json.loads(done.stdout))
-
-
-def our_environment() -> dict[str, str]:
-    """This process's variables, with which another finds this toolkit wherever it starts."""
+def child_environment() -> dict[str, str]:
+    """This process's variables, with the toolkit on the module path from any working folder."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return os.environ | {"PYTHONPATH": path}
-
-
-def resident_memory() -> int | None:
-    """Bytes of this process in memory now; None where the system does not tell (only Linux does)."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def peak_memory() -> int | None:
-    """The most bytes that this process had in memory so far; None where the system does not tell."""
-    try:  # of this program alone; `getrusage` also counts what was there before it was started
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, ValueError, StopIteration):
-        return _peak_by_usage()
-
-
-def _peak_by_usage() -> int | None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _USAGE_UNIT
-
-
-_USAGE_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
-
-
-def main() -> None:
-    """The small process of `time_program`."""
-    start = time.perf_counter()
-    child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
-    memory = None
-    if sys.platform == "win32":
-        code = child.wait()
-    else:
-        _, status, usage = os.wait4(child.pid, 0)
-        code, memory = os.waitstatus_to_exitcode(status), usage.ru_maxrss * _USAGE_UNIT
-    seconds = time.perf_counter() - start
-    if code == 0:
-        print(json.dumps({"seconds": seconds, "peak_memory": memory}))
-    sys.exit(code != 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from toolkit.evaluation.metrics import Metrics
 from toolkit.files import replacing
 
 if TYPE_CHECKING:
-    from toolkit.bench.deploy import DeploymentBenchmark
+    from toolkit.bench.result import BenchmarkResult
 
 
 def plot_curves(records: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:
@@ -68,20 +69,23 @@ def plot_confusion(metrics: Metrics, path: Path, *, title: str) -> None:
     save_figure(figure, path)
 
 
-def plot_deployment(benchmark: "DeploymentBenchmark", path: Path) -> None:
-    """Images per second and median latency over the batch size, a line for each side."""
+def plot_deployment(benchmark: "BenchmarkResult", path: Path) -> None:
+    """Images per second and median latency over the batch size, a line for each side; all axes are logarithmic."""
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     speed, latency = figure.subplots(1, 2)
-    for result in benchmark.sides:
+    for number, result in enumerate(benchmark.results):
         sizes = [timing.batch_size for timing in result.timings]
-        speed.plot(sizes, [timing.images_per_second for timing in result.timings], marker="o", label=result.side.name)
-        latency.plot(sizes, [timing.p50_ms for timing in result.timings], marker="o")
-    speed.set(ylabel="images per second", ylim=(0, None))
-    latency.set(ylabel="median latency, ms", yscale="log")
-    for axes in (speed, latency):
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(benchmark.batch_sizes, [str(size) for size in benchmark.batch_sizes])
-        axes.set_xlabel("images a call")
+        style = {"color": f"C{number % 10}", "marker": "osD^vX"[number % 6], "markersize": 5}
+        speed.plot(sizes, [timing.images_per_second for timing in result.timings], label=result.side.name, **style)
+        latency.plot(sizes, [timing.p50_ms for timing in result.timings], **style)
+    sizes = list(dict.fromkeys(timing.batch_size for result in benchmark.results for timing in result.timings))
+    for axes, label in ((speed, "images per second"), (latency, "median latency, ms")):
+        axes.set(xscale="log", yscale="log", xlabel="images per call", ylabel=label)
+        axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     figure.legend(loc="outside right center", frameon=False)
     figure.suptitle(f"{benchmark.device}, {benchmark.cores} cores")
