@@ -4,7 +4,7 @@ import functools
 import os
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -128,9 +128,10 @@ def evaluate(
     Prints accuracy per class and in all, confusion matrix and calibration error.
     """
     from toolkit.display import metrics_lines, seeds_metrics_lines
-    from toolkit.evaluation.evaluate import evaluate as evaluate_file
-    from toolkit.evaluation.evaluate import evaluate_seeds
+    from toolkit.evaluation.evaluate import evaluate as evaluate_model
+    from toolkit.evaluation.evaluate import evaluate_seeds, load_model, training_data_of
     from toolkit.evaluation.plots import plot_confusion
+    from toolkit.runs.checkpoint import load_checkpoint
     from toolkit.runs.folder import find_checkpoint
     from toolkit.runs.seeds import find_seeds
 
@@ -141,15 +142,16 @@ def evaluate(
         if plot is not None or provider != "auto":
             option = "--plot" if plot is not None else "--provider"
             raise UsageError(f"{option} takes one model: name one seed, such as {seed_runs.runs[0].path}")
-        source = find_data(data, model=seed_runs.runs[0].best)
+        source = find_data(data, recorded=load_checkpoint(seed_runs.runs[0].best).data)
         note(f"Evaluating the {seed_runs.n} seeds in {seed_runs.path} on the test set of {source.name}")
         result = evaluate_seeds(seed_runs, source=source, device=device)
         print_result(result.as_dict(), lambda: seeds_metrics_lines(result), as_json=json_output)
         return
     path = find_checkpoint(target, data=data_at_hand(data), root=runs, note=note)
-    source = find_data(data, model=path)
+    model = load_model(path, provider=provider, device=device)
+    source = find_data(data, recorded=training_data_of(model))
     note(f"Evaluating {path} on the test set of {source.name}")
-    metrics = evaluate_file(path, source=source, provider=provider, device=device)
+    metrics = evaluate_model(model, source=source, device=device)
     print_result({"file": as_text(path)} | metrics.as_dict(), lambda: metrics_lines(metrics), as_json=json_output)
     if plot is not None:
         plot_confusion(metrics, plot, title=f"{path.name}: test set")
@@ -161,13 +163,12 @@ def data_at_hand(data: str | None) -> str | None:
     return "demo" if data == "demo" else "cifar10" if data or os.environ.get("CIFAR_DATA") else None
 
 
-def find_data(data: str | None, *, model: Path) -> Any:
-    """Find the data set; without --data, a model that was trained on the demo data gets those."""
+def find_data(data: str | None, *, recorded: Mapping[str, str]) -> Any:
+    """Find the data set; without --data, a model that records the demo data gets those."""
     from toolkit.data.dataset import find_data as find
-    from toolkit.deploy.metadata import claimed_data
     from toolkit.display import download_bar
 
-    if data is None and model.is_file() and claimed_data(model).get("name") == "demo":
+    if data is None and recorded.get("name") == "demo":
         note("Using the demo data, on which this model was trained")
         data = "demo"
     with download_bar() as progress:
@@ -199,6 +200,8 @@ def export(
     """
     from toolkit.deploy import export_onnx
     from toolkit.deploy.export import OPSET
+    from toolkit.deploy.gate import check_arguments
+    from toolkit.runs.checkpoint import load_checkpoint
     from toolkit.runs.folder import find_checkpoint
 
     if run is not None and checkpoint is not None:
@@ -206,20 +209,22 @@ def export(
     if output.is_dir() or str(output).endswith(("/", os.sep)):
         output = output / "model.onnx"
     require_writable(output)
+    check_arguments(min_accuracy=min_accuracy, provider=provider)
     source_file = checkpoint or find_checkpoint(run, data=data_at_hand(data), root=runs, note=note)
     note(f"Exporting {source_file}")
+    trained = load_checkpoint(source_file)
     export_model = functools.partial(
         export_onnx,
-        source_file,
+        trained,
         output,
-        data=find_data(data, model=source_file),
+        data=find_data(data, recorded=trained.data),
         min_accuracy=min_accuracy,
         precision=precision,
         target=target,
-        input=input_format,
+        input_format=input_format,
         opset=opset or OPSET,
         provider=provider,
-        progress=note,
+        note=note,
     )
     print_gate_report(export_model, output, as_json=json_output)
     note(f"Verified and written: {output}")
@@ -236,15 +241,16 @@ def verify(
 ) -> None:
     """Run the gate on an existing ONNX file; exit code 3: rejected."""
     from toolkit.deploy import verify as verify_model
+    from toolkit.deploy.metadata import recorded_data
 
     verify_file = functools.partial(
         verify_model,
         model,
-        data=find_data(data, model=model),
+        data=find_data(data, recorded=recorded_data(model)),
         checkpoint=checkpoint,
         min_accuracy=min_accuracy,
         provider=provider,
-        progress=note,
+        note=note,
     )
     print_gate_report(verify_file, model, as_json=json_output)
 
@@ -337,9 +343,8 @@ def data(
         status = data_status(data)
     written = write_samples(find_data(data, fetch=False), samples, per_class=per_class) if samples else []
     values = status.as_dict() | {"samples": [as_text(path) for path in written]}
-    print_result(values, lambda: data_lines(status), as_json=json_output)
-    if written:
-        note(f"{len(written)} sample pictures in {samples}")
+    count = f"\n{len(written)} sample pictures in {samples}" if written else ""
+    print_result(values, lambda: data_lines(status) + count, as_json=json_output)
     if not status.complete:
         where = f" --data {shlex.quote(data)}" if data else ""
         raise ToolkitError(f"the data are incomplete: `cifar data --fetch{where}` downloads them")

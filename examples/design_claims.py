@@ -15,6 +15,7 @@ import json
 import math
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,17 @@ from matplotlib.figure import Figure
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.evaluation.evaluate import evaluate_seeds
 from toolkit.evaluation.plots import save_figure
-from toolkit.training import DataSource, Recipe, begin_seeds, find_data, load_recipe, spread, train
+from toolkit.training import (
+    DataSource,
+    EpochRecord,
+    Recipe,
+    RunFolder,
+    begin_seeds,
+    find_data,
+    load_recipe,
+    spread,
+    train,
+)
 
 MODELS = ("m6", "resnet20", "resnet20-wide", "resnet32")
 FIGURES = ("test", "validation", "train", "gap", "half-way")  # %: test at the best epoch, half-way on validation images
@@ -72,12 +83,15 @@ def variants(base: Recipe) -> dict[str, Recipe]:
     return {name: base.replaced(change, where=name) for name, change in changes.items()}
 
 
+def print_epoch(run: RunFolder, record: EpochRecord) -> None:
+    print(f"{run.path}: epoch {record.epoch}", file=sys.stderr)
+
+
 def measured(name: str, recipe: Recipe, *, seeds: int, source: DataSource, runs: Path) -> dict[str, Any]:
     """Train what is not finished; then each seed's figures in percent, their spread, and the mean curve."""
     together = begin_seeds(recipe, seeds=seeds, source=source, name=name.replace(" ", "-"), root=runs)
     for run in together.unfinished():
-        print(f"training {run.path}", file=sys.stderr)
-        train(run.recipe(), source=source, run=run, resume=True)
+        train(run.recipe(), source=source, run=run, resume=True, on_epoch=partial(print_epoch, run))
     summary = together.write_summary()
     curves = [[100 * epoch["val_accuracy"] for epoch in run.read_metrics()] for run in together.runs]
     tests = evaluate_seeds(together, source=source).metrics

@@ -49,7 +49,6 @@ class ResNet(nn.Module):
         self.stage1 = _stage(widths[0], widths[0], blocks=blocks_per_stage, stride=1)
         self.stage2 = _stage(widths[0], widths[1], blocks=blocks_per_stage, stride=2)
         self.stage3 = _stage(widths[1], widths[2], blocks=blocks_per_stage, stride=2)
-        self.pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout_rate)
         self.linear = nn.Linear(widths[2], num_classes)
         for module in self.modules():
@@ -57,12 +56,12 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images, float (N, 3, 32, 32), to logits, float (N, num_classes)."""
+        """Normalized images, float (N, 3, 32, 32), to logits, float (N, num_classes)."""
         x = F.relu(self.bn(self.conv(images)), inplace=True)  # (N, 16, 32, 32), with the widths of ResNet-20
         x = self.stage1(x)  # (N, 16, 32, 32)
         x = self.stage2(x)  # (N, 32, 16, 16)
         x = self.stage3(x)  # (N, 64, 8, 8)
-        x = self.pool(x).flatten(1)  # (N, 64)
+        x = F.avg_pool2d(x, kernel_size=(x.shape[2], x.shape[3])).flatten(1)  # (N, 64)
         logits: Tensor = self.linear(self.dropout(x))
         return logits
 

@@ -96,7 +96,7 @@ def test_design_claims(
     assert figures["half-way"]["mean"] == pytest.approx(found["variants"]["resnet20"]["curve"][0])
     assert [claim["verdict"] for claim in found["claims"]] == ["not decided"] * 4  # one seed has no spread
     assert "SGD is better than Adam" in first.out
-    assert "epoch 2/2" in first.err
+    assert "seed0: epoch 2" in first.err
     design_claims.main()
     again = capsys.readouterr()
     assert (again.out, again.err) == (first.out, "")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from models.cost import Cost
     from toolkit.bench.result import BenchmarkResult
     from toolkit.data.dataset import DataStatus
-    from toolkit.deploy.gate import Report
+    from toolkit.deploy.report import Report
     from toolkit.doctor import Finding
     from toolkit.evaluation.evaluate import SeedsMetrics
     from toolkit.evaluation.metrics import Metrics

@@ -19,6 +19,7 @@ from toolkit.deploy import Rejected, export_onnx, graph, verify
 from toolkit.deploy.export import build_graph
 from toolkit.deploy.quantize import CALIBRATION_METHODS, calibration_images, to_fp16, to_int8
 from toolkit.errors import UsageError
+from toolkit.inference.model_file import find_fault
 
 TEST = blocky_images(200, seed=3)
 TEST_NHWC = TEST.permute(0, 2, 3, 1).contiguous().numpy()
@@ -57,7 +58,9 @@ def initializers(model: ModelProto) -> dict[str, np.ndarray]:
 
 def same_contract(model: ModelProto) -> bool:
     onnx.checker.check_model(model, full_check=True)
-    return not graph.surprises(model) and graph.interface(model) == graph.agreed_interface("uint8-nhwc", classes=10)
+    return graph.describe_interface(model) == graph.required_interface("uint8-nhwc", classes=10) and not find_fault(
+        model.SerializeToString()
+    )
 
 
 # float16
@@ -143,7 +146,7 @@ def test_int8_scales_whole_rows_of_pixels_with_the_same_values(fp32: ModelProto)
 def test_every_calibration_method_works_and_repeats(method: str, capfd: pytest.CaptureFixture[str]) -> None:
     with tiny_model():
         network = randomise(build_model("tiny"))
-        model = build_graph(network, input="float-nchw")
+        model = build_graph(network, input_format="float-nchw")
     first, made = to_int8(model, CALIBRATION, method=method)
     second, _ = to_int8(model, CALIBRATION, method=method)
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
@@ -199,6 +202,6 @@ def test_the_precision_is_the_graphs_and_not_the_one_claimed(case: Case, tmp_pat
     model = onnx.load(output)
     next(item for item in model.metadata_props if item.key == "cifar.precision").value = "fp32"
     output.write_bytes(model.SerializeToString())
-    with pytest.raises(Rejected, match="cifar.precision says fp32, and int8 was computed") as caught:
+    with pytest.raises(Rejected, match="cifar.precision is fp32, computed: int8") as caught:
         verify(output, data=case.source, min_accuracy=0.5)
     assert caught.value.report.figures.precision == "int8"

@@ -71,7 +71,7 @@ def test_training_that_cannot_begin(trouble: Callable, cifar: Cifar, tmp_path: P
 def test_no_checkpoint_fits_on_the_disk(cifar: Cifar, tmp_path: Path) -> None:
     with full_disk(room=100_000):
         one_line(cifar("train", "--recipe", "demo", "--data", "demo", cwd=tmp_path), "last.pt: File too large")
-    assert {path.name for path in (tmp_path / "runs" / "demo-resnet20-seed0").iterdir()} <= {"recipe.toml", ".lock"}
+    assert not list((tmp_path / "runs").iterdir())  # a run without a checkpoint is removed
 
 
 @pytest.mark.parametrize("how", ["full", "read-only"])

@@ -20,7 +20,7 @@ from toolkit.cores import available_cores
 from toolkit.data.dataset import DataSource, find_data
 from toolkit.device import choose_device, device_name
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.evaluation.evaluate import evaluate
+from toolkit.evaluation.evaluate import evaluate, load_model
 from toolkit.files import display
 from toolkit.inference.model_file import SHIPPED_MODEL, read_model
 from toolkit.inference.session import Session, open_model, probe
@@ -164,5 +164,5 @@ def measure_accuracies(sides: Sequence[Side], data: str | None, progress: Note) 
 
 
 def _measure_accuracy(side: Side, source: DataSource) -> float:
-    place = {"device": "cpu"} if side.options["kind"] in ("eager", "compiled") else {"provider": "cpu"}
-    return evaluate(Path(side.options["file"]), source=source, **place).accuracy
+    place = {} if side.options["kind"] in ("eager", "compiled") else {"provider": "cpu"}
+    return evaluate(load_model(Path(side.options["file"]), **place), source=source, device="cpu").accuracy

@@ -84,7 +84,8 @@ def import_torch(options: dict[str, Any]) -> Callable[[], Call]:
     device = torch.device(options["place"])
 
     def start() -> Call:
-        network = Deployed(load_checkpoint(Path(options["file"])).network(), input="uint8-nhwc").eval().to(device)
+        checkpoint = load_checkpoint(Path(options["file"]))
+        network = Deployed(checkpoint.network(), input_format="uint8-nhwc").eval().to(device)
         network.to(memory_format=torch.channels_last)
         forward = torch.compile(network, dynamic=False) if options["kind"] == "compiled" else network
 

@@ -132,13 +132,15 @@ def data_status(data: str | None = None) -> DataStatus:
 
 
 def data_identity(source_name: str, images: Images) -> dict[str, str]:
-    """The identity of training data in runs and models: the name, and a SHA-256 over the images and the labels.
+    """The identity of training data in runs and models: the name, and `images_sha256`."""
+    return {"name": source_name, "train_sha256": images_sha256(images)}
 
-    Labels are hashed as little-endian int64, so the digest is the same on every machine.
-    """
+
+def images_sha256(images: Images) -> str:
+    """SHA-256 over the images and the labels; labels as little-endian int64, so it is the same on every machine."""
     digest = hashlib.sha256(images.images.cpu().contiguous().numpy().data)
     digest.update(images.labels.cpu().numpy().astype("<i8").data)
-    return {"name": source_name, "train_sha256": digest.hexdigest()}
+    return digest.hexdigest()
 
 
 def require_same_data(trained_on: dict[str, str], present: dict[str, str], *, what: str) -> None:

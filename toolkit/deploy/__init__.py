@@ -4,6 +4,5 @@ import models  # noqa: F401  (before onnxruntime.quantization, which puts a fold
 from toolkit.deploy.export import export_onnx
 from toolkit.deploy.gate import verify
 from toolkit.deploy.report import Check, Figures, Rejected, Report
-from toolkit.evaluation.evaluate import SeedsMetrics, evaluate_seeds
 
-__all__ = ["Check", "Figures", "Rejected", "Report", "SeedsMetrics", "evaluate_seeds", "export_onnx", "verify"]
+__all__ = ["Check", "Figures", "Rejected", "Report", "export_onnx", "verify"]

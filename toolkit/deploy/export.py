@@ -1,108 +1,143 @@
-"""Export: a checkpoint becomes one ONNX file, which appears where it was asked for once the gate let it pass."""
+"""Export: a checkpoint becomes one ONNX file, which appears at its path only after it has passed the gate."""
 
-import copy
-import os
-from collections.abc import Callable
-from functools import partial
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-import torch.nn.functional as F
 from onnx import ModelProto
 from torch import Tensor, nn
 
 from toolkit.data.cifar import MEAN, STD
 from toolkit.data.dataset import DataSource
 from toolkit.deploy import graph, quantize
-from toolkit.deploy.gate import MIN_ACCURACY, check_request, examine
-from toolkit.deploy.metadata import claims_for, write_claims
+from toolkit.deploy.gate import MIN_ACCURACY, Gate, GateProvider, check_arguments
+from toolkit.deploy.graph import InputFormat, Precision
+from toolkit.deploy.metadata import build_metadata, write_metadata
+from toolkit.deploy.quantize import Target
 from toolkit.deploy.quiet import quiet
-from toolkit.deploy.reference import prepare_exam
+from toolkit.deploy.reference import prepare_reference
 from toolkit.deploy.report import Report
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.files import replacing
+from toolkit.files import replacing, require_writable
+from toolkit.inference.model_file import read_model_bytes
+from toolkit.reporting import Note, ignore
+from toolkit.runs.checkpoint import Checkpoint, load_checkpoint
 
 OPSET = 18  # the opset in which torch.onnx writes: no conversion that could go wrong, and every runtime reads it
-OPSETS = range(18, 22)  # those that were tried, with ONNX Runtime 1.23 and later
+OPSETS = range(18, 22)  # tested with ONNX Runtime 1.23 and later
 
 
 def export_onnx(
-    checkpoint: Path,
+    checkpoint: Path | Checkpoint,
     output: Path,
     *,
     data: DataSource,
     min_accuracy: float = MIN_ACCURACY,
-    precision: str = "fp32",
-    target: str = "cpu",
-    input: str = "uint8-nhwc",
+    precision: Precision = "fp32",
+    target: Target = "cpu",
+    input_format: InputFormat = "uint8-nhwc",
     opset: int = OPSET,
-    provider: str = "cpu",
-    progress: Callable[[str], None] | None = None,
+    provider: GateProvider = "cpu",
+    note: Note = ignore,
 ) -> Report:
     """Export `checkpoint` to `output`, through the gate.
 
     Args:
-        checkpoint: a `.pt` file of a run.
-        output: the ONNX file; what is there is replaced when the model passes, and left as it is when it does not.
+        checkpoint: a `.pt` file of a run, or a checkpoint from `load_checkpoint`.
+        output: the ONNX file; an existing file is replaced if the model passes, and untouched if not.
         data: the data that the checkpoint was trained on.
-        min_accuracy: least accuracy on the test set, in (0, 1].
-        precision: "fp32", "fp16" or "int8".
-        target: "cpu" or "gpu": what an int8 model is made for.
-        input: "uint8-nhwc", uint8 (batch, 32, 32, 3), or "float-nchw", float32 (batch, 3, 32, 32) in [0, 1].
+        min_accuracy: required accuracy on the test set, in (0, 1].
+        precision: number format of the network.
+        target: hardware that an int8 model is quantized for.
+        input_format: "uint8-nhwc", uint8 (batch, 32, 32, 3), or "float-nchw", float32 (batch, 3, 32, 32) in [0, 1].
         opset: version of the ONNX operators.
-        provider: "cpu" or "cuda": what the gate runs the model on.
-        progress: told in a few words what is being done.
+        provider: the provider on which the gate runs the model.
+        note: called with a few words at each stage.
 
     Returns:
-        The gate's report on the bytes that now stand at `output`.
+        The gate's report on the file at `output`.
 
     Raises:
         Rejected: the model did not pass the gate.
-        UsageError: an argument is not possible.
+        UsageError: an argument is invalid.
         ToolkitError: the checkpoint cannot be read or was trained on other data, or the file cannot be written.
     """
-    tell = progress or _silent
-    check_request(min_accuracy=min_accuracy, provider=provider)
-    _check_choices(precision=precision, target=target, input=input, opset=opset)
-    _check_place(output)
-    exam = prepare_exam(data, checkpoint, progress=tell)
-    assert exam.reference is not None
-    tell("building the ONNX graph")
-    model = build_graph(exam.reference.checkpoint.network(), input=input, opset=opset)
+    check_arguments(min_accuracy=min_accuracy, provider=provider)
+    _check_choices(precision=precision, target=target, input_format=input_format, opset=opset)
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder: name the file, such as {output / 'model.onnx'}")
+    require_writable(output)
+    trained = load_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
+    reference = prepare_reference(data, trained, note=note)
+    note("building the ONNX graph")
+    model = build_graph(trained.network(), input_format=input_format, opset=opset)
     calibration: dict[str, Any] | None = None
     if precision == "fp16":
         model = quantize.to_fp16(model)
     elif precision == "int8":
-        images = quantize.calibration_images(data.train())
-        tell(f"calibrating int8 on {len(images):,} training images")
+        images = quantize.calibration_images(reference.train)
+        note(f"calibrating int8 on {len(images):,} training images")
         model, calibration = quantize.to_int8(model, images, target=target)
-    judged = partial(examine, exam=exam, min_accuracy=min_accuracy, provider=provider, progress=tell)
-    first = judged(model.SerializeToString(deterministic=True), with_metadata=False)  # for the figures
-    write_claims(model, claims_for(first.figures, exam, calibration=calibration))
+    gate = Gate(_serialize(model), min_accuracy=min_accuracy, provider=provider)
+    gate.check_file(data.class_names)
+    gate.check_outputs(reference, note=note)
+    write_metadata(model, build_metadata(gate.figures, reference, calibration=calibration))
     with replacing(output) as temporary:
-        temporary.write_bytes(model.SerializeToString(deterministic=True))
-        return judged(graph.read_model(temporary), with_metadata=True)  # the very bytes that will stand there
+        temporary.write_bytes(_serialize(model))
+        final = _same_graph(gate, read_model_bytes(temporary), class_names=data.class_names)
+        final.check_metadata(reference)
+        return final.report(passed=True)
 
 
-def build_graph(network: nn.Module, *, input: str = "uint8-nhwc", opset: int = OPSET) -> ModelProto:
-    """The float32 graph of `network` with its preprocessing, without metadata.
+def _same_graph(gate: Gate, content: bytes, *, class_names: tuple[str, ...]) -> Gate:
+    """Carry the figures of a checked model over to the file that differs from it in its metadata alone.
+
+    Raises:
+        Rejected: the file does not pass the checks of its contents and interface.
+        ToolkitError: the file holds another graph than the checked one.
+    """
+    final = Gate(content, min_accuracy=gate.figures.min_accuracy, provider=_provider_of(gate))
+    final.check_file(class_names)
+    assert final.model is not None
+    without_metadata = ModelProto.FromString(final.model.SerializeToString())
+    del without_metadata.metadata_props[:]
+    if _serialize(without_metadata) != gate.content:
+        raise ToolkitError("the written file differs from the model that was checked: try again on another disk")
+    own = {name: getattr(final.figures, name) for name in ("bytes", "sha256")}
+    final.figures = dataclasses.replace(gate.figures, **own)
+    final.checks = list(gate.checks)
+    return final
+
+
+def _provider_of(gate: Gate) -> GateProvider:
+    return "cuda" if gate.figures.provider == "cuda" else "cpu"
+
+
+def _serialize(model: ModelProto) -> bytes:
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def build_graph(network: nn.Module, *, input_format: InputFormat = "uint8-nhwc", opset: int = OPSET) -> ModelProto:
+    """Build the float32 graph of `network` with its preprocessing, without metadata.
 
     Args:
-        network: float32 (N, 3, 32, 32), normalised, to logits (N, 10); it is left as it is.
-        input: one of `graph.INPUTS`.
+        network: float32 (N, 3, 32, 32), normalized, to logits (N, K).
+        input_format: see `export_onnx`.
         opset: one of `OPSETS`.
 
     Raises:
-        ToolkitError: the exporter failed, or left the opset that was asked for.
+        ToolkitError: the exporter failed, or wrote another opset.
     """
-    _, shape = graph.INPUTS[input]
+    _, shape = graph.INPUTS[input_format]
     # Two images, because the exporter takes a batch of one for a constant.
-    example = torch.zeros(2, *map(int, shape[1:]), dtype=torch.uint8 if input == "uint8-nhwc" else torch.float32)
-    with quiet() as said:
+    dtype = torch.uint8 if input_format == "uint8-nhwc" else torch.float32
+    example = torch.zeros(2, *map(int, shape[1:]), dtype=dtype)
+    with quiet() as output:
         try:
             program = torch.onnx.export(
-                Deployed(network, input=input).eval(),
+                Deployed(network, input_format=input_format).eval(),
                 (example,),
                 dynamo=True,
                 opset_version=opset,
@@ -113,24 +148,24 @@ def build_graph(network: nn.Module, *, input: str = "uint8-nhwc", opset: int = O
                 verbose=False,
             )
         except Exception as error:  # the exporter's stages each raise errors of their own kinds
-            raise ToolkitError(f"torch.onnx could not export the network: {error} {said.getvalue()}") from error
+            raise ToolkitError(f"torch.onnx could not export the network: {error} {output.getvalue()}") from error
     assert program is not None
     model = program.model_proto
     if graph.opset_of(model) != opset:
         raise ToolkitError(f"torch.onnx wrote opset {graph.opset_of(model)} instead of {opset}; use --opset {OPSET}")
-    return graph.lean(model)
+    return graph.strip(model)
 
 
 class Deployed(nn.Module):
-    """The network with what stands before and after it. Images to logits and probabilities, float32 (N, 10) each."""
+    """The network between normalization and softmax. Images to logits and probabilities, float32 (N, K) each."""
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, network: nn.Module, *, input: str) -> None:
+    def __init__(self, network: nn.Module, *, input_format: InputFormat) -> None:
         super().__init__()
-        self.network = _with_plain_pooling(network)
-        self.from_uint8 = input == "uint8-nhwc"
+        self.network = network
+        self.from_uint8 = input_format == "uint8-nhwc"
         # (x / 255 - mean) / std as one multiplication and one addition
         mean, std = torch.tensor(MEAN, dtype=torch.float64), torch.tensor(STD, dtype=torch.float64)
         largest = 255 if self.from_uint8 else 1
@@ -144,46 +179,12 @@ class Deployed(nn.Module):
         return logits, torch.softmax(logits, dim=1)
 
 
-class _MeanOverPlane(nn.Module):
-    """Global average pooling, (N, C, H, W) -> (N, C, 1, 1), as one AveragePool.
-
-    The exporter writes `AdaptiveAvgPool2d` as a mean and a strided view (Range, Gather, ...), which no runtime fuses
-    and no quantizer touches.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, kernel_size=(x.shape[2], x.shape[3]))
-
-
-def _with_plain_pooling(network: nn.Module) -> nn.Module:
-    network = copy.deepcopy(network)
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
-                setattr(parent, name, _MeanOverPlane())
-    return network
-
-
-def _check_choices(*, precision: str, target: str, input: str, opset: int) -> None:
-    for what, value, valid in [
-        ("precision", precision, graph.PRECISIONS),
-        ("target", target, tuple(quantize.ACTIVATION_TYPES)),
-        ("input", input, tuple(graph.INPUTS)),
+def _check_choices(*, precision: str, target: str, input_format: str, opset: int) -> None:
+    for name, value, valid in [
+        ("precision", precision, get_args(Precision)),
+        ("target", target, get_args(Target)),
+        ("input format", input_format, get_args(InputFormat)),
         ("opset", opset, tuple(OPSETS)),
     ]:
         if value not in valid:
-            raise UsageError(f"unknown {what} {value!r}: valid are {', '.join(map(str, valid))}")
-
-
-def _check_place(output: Path) -> None:
-    """Refuse at once what would fail at the end, after all the work."""
-    if output.is_dir():
-        raise UsageError(f"{output} is a folder: name the file, such as {output / 'model.onnx'}")
-    if output.exists() and not output.is_file():
-        raise ToolkitError(f"cannot write {output}: it exists and is no ordinary file")
-    if output.parent.is_dir() and not os.access(output.parent, os.W_OK):
-        raise ToolkitError(f"cannot write {output}: the folder {output.parent} cannot be written to")
-
-
-def _silent(message: str) -> None:
-    pass
+            raise UsageError(f"unknown {name} {value!r}: valid are {', '.join(map(str, valid))}")

@@ -1,13 +1,13 @@
-"""Lower precisions: a float32 graph becomes float16, or int8 by calibration on training images.
+"""Lower precisions: convert a float32 graph to float16, or to int8 by calibration on training images.
 
-Preprocessing and softmax stay in float32: they cost next to nothing, and rounding pixels before the network sees them
-would be felt by every layer.
+Preprocessing and softmax stay in float32: they cost next to nothing, and rounded pixels would add to the error of every
+layer.
 """
 
 import tempfile
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
@@ -24,36 +24,39 @@ from onnxruntime.quantization import (
 
 from toolkit.data.images import Images
 from toolkit.deploy import graph
-from toolkit.deploy.graph import lean
+from toolkit.deploy.graph import InputFormat, strip
 from toolkit.deploy.quiet import quiet
 from toolkit.errors import UsageError
+from toolkit.inference.session import to_input
 
-CALIBRATION_COUNT = 512  # training images; a quarter of them did no worse
+Target = Literal["cpu", "gpu"]
+Method = Literal["minmax", "entropy", "percentile"]
+
+CALIBRATION_COUNT = 512  # training images; 128 were as good
 CALIBRATION_SEED = 0
 CALIBRATION_BATCH = 64
 
-# How the range of an activation follows from the calibration images.
-CALIBRATION_METHODS = {
+# How the range of an activation is computed from the calibration images.
+CALIBRATION_METHODS: dict[Method, CalibrationMethod] = {
     "minmax": CalibrationMethod.MinMax,
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
 }
-# On validation images, over five draws of calibration images (results/choose_calibration.py, results/calibration.json):
-# the methods are as accurate as each other, and the largest difference that percentile makes is larger; entropy ends
-# at the same ranges as minmax.
-CALIBRATION_METHOD = "minmax"
+# On validation images, over five draws of calibration images (results/calibration.json), the methods are equally
+# accurate; percentile has the largest logit difference, and entropy ends at the same ranges as minmax.
+CALIBRATION_METHOD: Method = "minmax"
 
-# Unsigned fits what follows a ReLU and is what CPU kernels multiply fastest; TensorRT takes signed and symmetric only.
-ACTIVATION_TYPES = {"cpu": QuantType.QUInt8, "gpu": QuantType.QInt8}
+# Unsigned fits the output of a ReLU and is fastest in CPU kernels; TensorRT takes signed and symmetric only.
+ACTIVATION_TYPES: dict[Target, QuantType] = {"cpu": QuantType.QUInt8, "gpu": QuantType.QInt8}
 
-# Every operator between the first convolution and the logits. A ReLU vanishes in the range of the tensor after it.
+# Every operator between the first convolution and the logits. A ReLU is absorbed by the range of its output.
 QUANTIZED = ["Conv", "Relu", "Add", "AveragePool", "Reshape", "Gemm"]
 
 
 def to_fp16(model: ModelProto) -> ModelProto:
-    """A copy of a float32 graph whose network computes in float16; inputs and outputs keep their types.
+    """Copy a float32 graph with its network in float16; inputs and outputs keep their types.
 
-    By hand, because ONNX Runtime's converter also rounds between two nodes that it was told to leave in float32.
+    Not by ONNX Runtime's converter, which also rounds between two nodes that are to stay in float32.
     """
     copy = ModelProto.FromString(model.SerializeToString())
     before = _preprocessing(copy)
@@ -72,36 +75,36 @@ def to_fp16(model: ModelProto) -> ModelProto:
     nodes = [*before, narrow, *network, widen, *after]
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
-    return lean(copy)
+    return strip(copy)
 
 
 def to_int8(
     model: ModelProto,
     images: NDArray[np.uint8],
     *,
-    target: str = "cpu",
-    method: str = CALIBRATION_METHOD,
+    target: Target = "cpu",
+    method: Method = CALIBRATION_METHOD,
     reduce_range: bool | None = None,
 ) -> tuple[ModelProto, dict[str, Any]]:
     """Quantize a float32 graph: static, QuantizeLinear and DequantizeLinear around each operator, weights per channel.
 
     Args:
-        model: as `build_graph` makes it.
-        images: uint8 (N, 32, 32, 3): training images, from which the ranges of the activations are taken.
+        model: from `build_graph`.
+        images: uint8 (N, 32, 32, 3): training images, for the ranges of the activations.
         target: "cpu" (uint8 activations) or "gpu" (int8 activations, symmetric, float biases: TensorRT's form).
         method: one of `CALIBRATION_METHODS`.
         reduce_range: weights of 7 bits instead of 8; by default for the CPU alone.
 
     Returns:
-        The quantized graph, and how it was made, for its metadata.
+        The quantized graph, and the calibration settings for its metadata.
 
     Raises:
         UsageError: an unknown target or method.
     """
-    for what, value, valid in [("target", target, ACTIVATION_TYPES), ("method", method, CALIBRATION_METHODS)]:
+    for name, value, valid in [("target", target, get_args(Target)), ("method", method, get_args(Method))]:
         if value not in valid:
-            raise UsageError(f"unknown {what} {value!r}: valid are {', '.join(valid)}")
-    # The logits stay in float: 256 steps between the smallest and the largest would make ties of near ones.
+            raise UsageError(f"unknown {name} {value!r}: valid are {', '.join(valid)}")
+    # The logits stay in float: 256 steps would turn near logits into ties.
     options: dict[str, Any] = {"OpTypesToExcludeOutputQuantization": ["Gemm"]}
     if target == "gpu":
         options |= {"ActivationSymmetric": True, "QuantizeBias": False}
@@ -110,12 +113,12 @@ def to_int8(
         quantize_static(
             ModelProto.FromString(model.SerializeToString()),
             output,
-            _Batches(images, graph.input_kind(model) or "uint8-nhwc"),
+            _Batches(images, graph.input_format_of(model) or "uint8-nhwc"),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=QUANTIZED,
             nodes_to_exclude=[node.name for node in _preprocessing(model)],
             per_channel=True,
-            # Processors without VNNI add two products in 16 bits, which 8-bit weights overflow, unseen: 7 bits cannot.
+            # Processors without VNNI add two products in 16 bits, which 8-bit weights can overflow, 7-bit ones not.
             reduce_range=target == "cpu" if reduce_range is None else reduce_range,
             activation_type=ACTIVATION_TYPES[target],
             weight_type=QuantType.QInt8,
@@ -124,14 +127,14 @@ def to_int8(
         )
         quantized = onnx.load(output)
     _widen_preprocessing(quantized)
-    made = {"method": method, "images": len(images), "seed": CALIBRATION_SEED, "target": target}
-    return lean(quantized), made
+    settings = {"method": method, "images": len(images), "seed": CALIBRATION_SEED, "target": target}
+    return strip(quantized), settings
 
 
 def calibration_images(
     train: Images, *, count: int = CALIBRATION_COUNT, seed: int = CALIBRATION_SEED
 ) -> NDArray[np.uint8]:
-    """`count` training images, or all where there are fewer, chosen by `seed`: uint8 (count, 32, 32, 3)."""
+    """Choose at most `count` training images by `seed`: uint8 (count, 32, 32, 3)."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(train), generator=generator)[:count]
     images: NDArray[np.uint8] = train.images[chosen].permute(0, 2, 3, 1).contiguous().numpy()
@@ -139,12 +142,10 @@ def calibration_images(
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
-    """The calibration images in the form of the model's input, batch by batch."""
+    """The calibration images in the model's input format, batch by batch."""
 
-    def __init__(self, images: NDArray[np.uint8], kind: str) -> None:
-        self.feeds: NDArray[Any] = images
-        if kind == "float-nchw":
-            self.feeds = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
+    def __init__(self, images: NDArray[np.uint8], input_format: InputFormat) -> None:
+        self.feeds = to_input(images, input_format)
         self.start = 0
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
@@ -154,15 +155,15 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has 
 
 
 def _preprocessing(model: ModelProto) -> list[NodeProto]:
-    """What stands before the first convolution; nodes are in the order in which they run."""
+    """The nodes before the first convolution; nodes are in the order of execution."""
     return list(takewhile(lambda node: node.op_type != "Conv", model.graph.node))
 
 
 def _widen_preprocessing(model: ModelProto) -> None:
     """Store scale and shift of the three channels for a whole row of pixels, (1, 3, 1, 1) -> (1, 3, 1, 32).
 
-    They are all that stays in float before the logits. ONNX Runtime runs quantized convolutions on (N, 32, 32, 3), and
-    broadcasting over three values at a time took a fourteenth of the model's time; over 96 it takes next to nothing.
+    They are the only float operations before the logits. ONNX Runtime runs quantized convolutions on (N, 32, 32, 3),
+    where broadcasting three values at a time took 7% of the model's time; 96 at a time take next to nothing.
     """
     used = {name for node in _preprocessing(model) for name in node.input}
     for tensor in model.graph.initializer:
@@ -172,5 +173,5 @@ def _widen_preprocessing(model: ModelProto) -> None:
 
 
 def _half(name: str) -> str:
-    """The name of a tensor's float16 form."""
+    """The name of a tensor in float16."""
     return f"{name}_float16"

@@ -1,4 +1,4 @@
-"""Silence around libraries that print, log and warn about their own inside."""
+"""Silence for libraries that print, log and warn about their own internals."""
 
 import io
 import logging
@@ -9,16 +9,16 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 @contextmanager
 def quiet() -> Iterator[io.StringIO]:
-    """Keep back what is printed, logged and warned of inside the block, and give it to whom it may help.
+    """Capture stdout, stderr, logging and warnings; yield the text.
 
-    For calls whose result is checked afterwards; standard output must stay free for results.
+    For calls whose result is checked afterwards: stdout stays free for results.
     """
-    said = io.StringIO()
+    captured = io.StringIO()
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(said):
+        with warnings.catch_warnings(), redirect_stdout(captured), redirect_stderr(captured):
             warnings.simplefilter("ignore")
-            yield said
+            yield captured
     finally:
         logging.disable(disabled)

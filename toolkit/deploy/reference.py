@@ -1,9 +1,6 @@
-"""What a model is held against: random and test images, and PyTorch's answers by way of torchvision's transforms."""
+"""The data a model is compared with: random and test images, labels, and PyTorch's logits through torchvision."""
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,8 +9,10 @@ from torch import Tensor
 from torchvision import transforms
 
 from toolkit.data.cifar import MEAN, STD
-from toolkit.data.dataset import DataSource, data_identity, require_same_data
-from toolkit.runs.checkpoint import Checkpoint, load_checkpoint
+from toolkit.data.dataset import DataSource, data_identity, images_sha256, require_same_data
+from toolkit.data.images import Images
+from toolkit.reporting import Note
+from toolkit.runs.checkpoint import Checkpoint
 
 # Random images run in batches of these sizes: a batch dimension that was baked in fails at the first change of size.
 RANDOM_BATCHES = (1, 2, 7, 64)
@@ -26,83 +25,73 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Reference:
-    """A checkpoint and its answers.
+    """Images, labels, and the logits of the checkpoint.
 
     Attributes:
-        checkpoint: the network that was exported, and where it comes from.
-        checkpoint_sha256: of the checkpoint's file.
-        logits: float32 (RANDOM_COUNT + N, 10), of the exam's images, in their order.
-    """
-
-    checkpoint: Checkpoint
-    checkpoint_sha256: str
-    logits: Float32
-
-
-@dataclass(frozen=True)
-class Exam:
-    """The images that a model must answer, the right answers, and PyTorch's.
-
-    Attributes:
-        name: the data source's name.
+        name: of the data source.
         class_names: one name per label, in order.
+        train: the training images.
         data: identity of the training images (`data_identity`).
         test_sha256: over the bytes of the test images and of their labels.
         images: uint8 (RANDOM_COUNT + N, 32, 32, 3), RGB: the random images, then the whole test set.
         labels: int64 (N,), of the test images.
-        reference: PyTorch's side; None where no checkpoint was given.
+        checkpoint: the exported network; None if it is not known.
+        logits: float32 (RANDOM_COUNT + N, 10), of the checkpoint; None without one.
     """
 
     name: str
     class_names: tuple[str, ...]
+    train: Images
     data: dict[str, str]
     test_sha256: str
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
-    reference: Reference | None
+    checkpoint: Checkpoint | None
+    logits: Float32 | None
 
 
-def prepare_exam(data: DataSource, checkpoint: Path | None, *, progress: Callable[[str], None]) -> Exam:
-    """Load the images, and compute PyTorch's logits where a checkpoint is given.
+def prepare_reference(data: DataSource, checkpoint: Checkpoint | None, *, note: Note) -> Reference:
+    """Load the images, and compute PyTorch's logits if a checkpoint is given.
 
     Raises:
-        ToolkitError: the checkpoint cannot be read, or was trained on other data than `data`.
+        ToolkitError: the checkpoint was trained on other data than `data`.
     """
-    trained = load_checkpoint(checkpoint) if checkpoint else None
-    identity = data_identity(data.name, data.train())
-    if trained:
-        require_same_data(trained.data, identity, what=str(checkpoint))
+    train = data.train()
+    identity = data_identity(data.name, train)
+    if checkpoint:
+        require_same_data(checkpoint.data, identity, what="the checkpoint")
     test = data.test()
     images = np.concatenate([_random_images(), test.images.permute(0, 2, 3, 1).numpy()])
-    reference = None
-    if trained and checkpoint:
-        progress(f"PyTorch's logits of {len(test):,} test images")
-        sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-        reference = Reference(trained, sha256, _torch_logits(trained, images))
-    return Exam(
+    logits = None
+    if checkpoint:
+        note(f"PyTorch: logits of {len(test):,} test images")
+        logits = _torch_logits(checkpoint, images)
+    return Reference(
         name=data.name,
         class_names=data.class_names,
+        train=train,
         data=identity,
-        test_sha256=data_identity(data.name, test)["train_sha256"],
+        test_sha256=images_sha256(test),
         images=images,
         labels=test.labels.numpy(),
-        reference=reference,
+        checkpoint=checkpoint,
+        logits=logits,
     )
 
 
-def pixels(images: NDArray[np.uint8]) -> Tensor:
-    """uint8 (N, 32, 32, 3) to float32 (N, 3, 32, 32) in [0, 1], by torchvision's own ToTensor, image by image."""
+def to_pixels(images: NDArray[np.uint8]) -> Tensor:
+    """uint8 (N, 32, 32, 3) to float32 (N, 3, 32, 32) in [0, 1], by torchvision's ToTensor, image by image."""
     to_tensor = transforms.ToTensor()
     return torch.stack([to_tensor(image) for image in images])
 
 
 def _torch_logits(checkpoint: Checkpoint, images: NDArray[np.uint8]) -> Float32:
-    """float32 (N, 10), on the CPU. No code of the export has a part in it."""
+    """float32 (N, 10), on the CPU, without any code of the export."""
     network = checkpoint.network()
-    normalise = transforms.Normalize(MEAN, STD)
+    normalize = transforms.Normalize(MEAN, STD)
     batches = (images[start : start + TEST_BATCH] for start in range(0, len(images), TEST_BATCH))
     with torch.inference_mode():
-        logits: Float32 = torch.cat([network(normalise(pixels(batch))) for batch in batches]).numpy()
+        logits: Float32 = torch.cat([network(normalize(to_pixels(batch))) for batch in batches]).numpy()
     return logits
 
 

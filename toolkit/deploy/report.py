@@ -1,4 +1,4 @@
-"""What the gate says: each check with the figure found and its limit, and the figures themselves."""
+"""The report of the gate: each check with figure and limit, and all figures."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ class Check:
     """One line of the report.
 
     Attributes:
-        name: what was looked at.
+        name: of the check.
         found: the figure, with its unit.
-        limit: what it is held against.
-        passed: None where the figure is only reported, or could not be had: the limit says which.
+        limit: the limit of the figure.
+        passed: None if the figure is only reported, or could not be computed; `limit` then says which.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was computed; None where the gate did not come that far, or had no checkpoint.
+    """Figures that the gate computed; None if it stopped before, or had no checkpoint.
 
     Attributes:
         provider: "cpu" or "cuda".
@@ -34,16 +34,16 @@ class Figures:
         bytes: size of the file.
         sha256: of the file.
         opset: version of the standard operators.
-        precision: "fp32", "fp16" or "int8", as the graph has it.
+        precision: "fp32", "fp16" or "int8", by the contents of the graph.
         input: "uint8-nhwc" or "float-nchw".
-        test_images: how many images the whole test set has.
-        test_correct: how many of them the model names right.
+        test_images: size of the test set.
+        test_correct: test images that the model classifies correctly.
         test_accuracy: in [0, 1].
         required_correct: the floor as a count of images.
-        near_ties: test images whose two best logits are so close that either may come first (fp32 only, else 0).
-        reference_correct: how many test images PyTorch names right, in float32.
+        near_ties: test images whose two best logits are so close that either may be first (fp32 only, else 0).
+        reference_correct: test images that PyTorch classifies correctly, in float32.
         max_logit_difference: from PyTorch's logits, over the random and the test images.
-        differing_labels: test images that the model and PyTorch name differently.
+        differing_labels: test images that the model and PyTorch label differently.
     """
 
     provider: str
@@ -65,12 +65,12 @@ class Figures:
 
 @dataclass(frozen=True)
 class Report:
-    """The gate's verdict.
+    """The result of the gate.
 
     Attributes:
         passed: whether every check passed that could fail.
-        checks: in the order in which they were made; the last one failed where `passed` is false.
-        figures: what was computed.
+        checks: in order; the last one failed if `passed` is false.
+        figures: computed up to the last check.
     """
 
     passed: bool
@@ -82,10 +82,18 @@ class Report:
         return dataclasses.asdict(self) | {"checks": [dataclasses.asdict(check) for check in self.checks]}
 
 
+NEXT_STEPS = {
+    "accuracy": ". Train longer or by another recipe, name the data that it was trained on with --data, or accept less "
+    "with --min-accuracy",
+    "classes": ". Name the data that the model was trained on with --data",
+}
+
+
 class Rejected(ModelRejected):
-    """The gate's refusal: the message names the check that failed, `report` holds all that was found until then."""
+    """A model failed the gate. The message names the failed check and what to do; `report` ends with that check."""
 
     def __init__(self, report: Report) -> None:
         failed = report.checks[-1]
-        super().__init__(f"the model is rejected: {failed.name}: found {failed.found}; the limit is: {failed.limit}")
+        message = f"the model is rejected: {failed.name}: found {failed.found}; the limit is: {failed.limit}"
+        super().__init__(f"{message}{NEXT_STEPS.get(failed.name, '')}")
         self.report = report

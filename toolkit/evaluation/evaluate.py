@@ -1,4 +1,4 @@
-"""The figures of a checkpoint, an ONNX file or several seeds on the whole test set."""
+"""Evaluation of a checkpoint, an ONNX file or several seeds on the whole test set."""
 
 import json
 import sys
@@ -17,59 +17,81 @@ from toolkit.errors import ToolkitError, UsageError
 from toolkit.evaluation.metrics import Metrics, compute_logits, measure
 from toolkit.files import as_text, display, open_regular
 from toolkit.inference.session import Session, open_model
-from toolkit.runs.checkpoint import load_checkpoint
+from toolkit.runs.checkpoint import Checkpoint, load_checkpoint
 from toolkit.runs.seeds import SeedRuns, spread
 
 ONNX_BATCH = 500  # images at a time
 
 
-def evaluate(path: Path, *, source: DataSource, provider: str = "auto", device: str = "auto") -> Metrics:
+def load_model(path: Path, *, provider: str = "auto", device: str = "auto") -> Checkpoint | Session:
+    """Load a checkpoint or open an ONNX file, told apart by their contents.
+
+    Args:
+        path: the file.
+        provider: of an ONNX file; must be "auto" for a checkpoint.
+        device: of a checkpoint; must be "auto" for an ONNX file.
+
+    Raises:
+        ToolkitError: no such file, or not a model.
+        UsageError: an unknown provider, or an option for the other kind of file.
+    """
+    if _is_checkpoint(path):
+        if provider != "auto":
+            raise UsageError(f"{display(path)} is a checkpoint, which PyTorch runs: choose a device, not a provider")
+        return load_checkpoint(path)
+    if device != "auto":
+        raise UsageError(f"{display(path)} is an ONNX file, which ONNX Runtime runs: choose a provider, not a device")
+    return open_model(path, provider=provider)
+
+
+def training_data_of(model: Checkpoint | Session) -> dict[str, str]:
+    """Identity of the training data that a model records; empty if it records none."""
+    return model.data if isinstance(model, Checkpoint) else parse_identity(model.metadata)
+
+
+def evaluate(model: Path | Checkpoint | Session, *, source: DataSource, device: str = "auto") -> Metrics:
     """Measure a model on the test set of `source`.
 
     Args:
-        path: a checkpoint or an ONNX file, told apart by their contents.
-        source: the data that the model was trained on; other data are refused.
-        provider: for an ONNX file alone, where ONNX Runtime runs it.
-        device: for a checkpoint alone, the torch device; the network is computed in float32.
+        model: from `load_model`, or a file for it.
+        source: the data that the model was trained on; others are rejected.
+        device: for a checkpoint, the torch device; the network is computed in float32.
 
     Raises:
-        ToolkitError: no such file, not a model, or a model of other data or with other names for its outputs.
-        UsageError: no such provider or device, or one for the other kind of file.
+        ToolkitError: not a model, trained on other data, or with other names for its outputs.
+        UsageError: an unknown device.
     """
-    if is_checkpoint(path):
-        if provider != "auto":
-            raise UsageError(f"{display(path)} is a checkpoint, which PyTorch runs: choose a device, not a provider")
-        checkpoint = load_checkpoint(path)
-        require_same_data(checkpoint.data, data_identity(source.name, source.train()), what=str(path))
-        network = checkpoint.network().to(choose_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if isinstance(model, Path):
+        model = load_model(model)
+    what = "the checkpoint" if isinstance(model, Checkpoint) else display(model.path)
+    require_same_data(training_data_of(model), data_identity(source.name, source.train()), what=what)
+    if isinstance(model, Checkpoint):
+        network = model.network().to(choose_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
         test = source.test()
-        return measure(compute_logits(network, test.images), test.labels, checkpoint.class_names)
-    if device != "auto":
-        raise UsageError(f"{display(path)} is an ONNX file, which ONNX Runtime runs: choose a provider, not a device")
-    session = open_model(path, provider=provider)
-    require_same_data(identity_in(session.metadata), data_identity(source.name, source.train()), what=str(path))
-    if session.class_names != source.class_names:
+        return measure(compute_logits(network, test.images), test.labels, model.class_names)
+    if model.class_names != source.class_names:
         raise ToolkitError(
-            f"{display(path)}: names its outputs {', '.join(session.class_names)}, but the labels of {source.name} are "
+            f"{what}: names its outputs {', '.join(model.class_names)}, but the labels of {source.name} are "
             f"{', '.join(source.class_names)}, in this order"
         )
     test = source.test()
-    return measure(_onnx_logits(session, test), test.labels, session.class_names)
+    return measure(_onnx_logits(model, test), test.labels, model.class_names)
 
 
-def is_checkpoint(path: Path) -> bool:
+def _is_checkpoint(path: Path) -> bool:
     """Whether the file is a zip archive, as torch writes checkpoints."""
-    with open_regular(path, max_bytes=sys.maxsize) as file:  # its end alone is read
+    with open_regular(path, max_bytes=sys.maxsize) as file:  # only its end is read
         return zipfile.is_zipfile(file)
 
 
-def identity_in(claims: Mapping[str, str]) -> dict[str, str]:
+def parse_identity(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The data identity in the metadata of an ONNX file; empty if it is missing or malformed."""
     try:
-        claimed = json.loads(claims.get("data", "{}"))
+        identity = json.loads(metadata.get("data", "{}"))
     except (ValueError, RecursionError):
         return {}
-    is_one = isinstance(claimed, dict) and all(isinstance(value, str) for value in claimed.values())
-    return claimed if is_one else {}
+    is_plain = isinstance(identity, dict) and all(isinstance(value, str) for value in identity.values())
+    return identity if is_plain else {}
 
 
 def _onnx_logits(session: Session, test: Images) -> torch.Tensor:
@@ -79,24 +101,24 @@ def _onnx_logits(session: Session, test: Images) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class SeedsMetrics:
-    """Figures of every seed of one recipe on the test set.
+    """Metrics of every seed of one recipe on the test set.
 
     Attributes:
-        together: the runs.
-        epochs: of each seed, the epoch whose weights were measured.
+        seed_runs: the runs.
+        epochs: for each seed, the epoch of the measured weights.
         metrics: of each seed.
     """
 
-    together: SeedRuns
+    seed_runs: SeedRuns
     epochs: tuple[int, ...]
     metrics: tuple[Metrics, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Mean, sample standard deviation, minimum and n of the figures; then each seed's, without its matrix."""
+        """Mean, standard deviation, minimum and n; then the metrics of each seed, without the confusion matrix."""
         rows: list[dict[str, Any]] = [
             {"seed": seed, "file": as_text(run.best), "epoch": epoch} | metrics.as_dict()
             for seed, (run, epoch, metrics) in enumerate(
-                zip(self.together.runs, self.epochs, self.metrics, strict=True)
+                zip(self.seed_runs.runs, self.epochs, self.metrics, strict=True)
             )
         ]
         figures = {
@@ -104,19 +126,20 @@ class SeedsMetrics:
         }
         for row in rows:
             del row["confusion"]
-        return {"folder": as_text(self.together.path), "n": self.together.n, "figures": figures, "seeds": rows}
+        return {"folder": as_text(self.seed_runs.path), "n": self.seed_runs.n, "figures": figures, "seeds": rows}
 
 
-def evaluate_seeds(together: SeedRuns, *, source: DataSource, device: str = "auto") -> SeedsMetrics:
-    """Measure the best checkpoint of every seed, as `evaluate` does: that of the last epoch where none are held out.
+def evaluate_seeds(seed_runs: SeedRuns, *, source: DataSource, device: str = "auto") -> SeedsMetrics:
+    """Measure the best checkpoint of every seed (of the last epoch without validation images).
 
     Raises:
-        ToolkitError: a seed is not finished, or is one of another recipe or of other data.
-        UsageError: no such device.
+        ToolkitError: a seed is unfinished, or has another recipe or other data.
+        UsageError: an unknown device.
     """
-    together.require_finished()
+    seed_runs.require_finished()
+    checkpoints = [load_checkpoint(run.best) for run in seed_runs.runs]
     return SeedsMetrics(
-        together=together,
-        epochs=tuple(load_checkpoint(run.best).epoch for run in together.runs),
-        metrics=tuple(evaluate(run.best, source=source, device=device) for run in together.runs),
+        seed_runs=seed_runs,
+        epochs=tuple(checkpoint.epoch for checkpoint in checkpoints),
+        metrics=tuple(evaluate(checkpoint, source=source, device=device) for checkpoint in checkpoints),
     )

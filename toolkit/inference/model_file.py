@@ -1,20 +1,26 @@
-"""The ONNX file: which one is meant, and its bytes, read whole and without following anything that they point to."""
+"""The ONNX file: find it, read it once, and reject contents that no network of this toolkit has."""
 
 import os
+import zipfile
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 from toolkit.errors import ToolkitError
-from toolkit.files import display, open_regular
+from toolkit.files import display, open_regular, quote
 
 # Twenty times the largest network of this toolkit in float32; a model of this size still opens in seconds.
 MAX_MODEL_BYTES = 64 * 2**20
 
+METADATA_PREFIX = "cifar."
+
 SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "weights" / "model.onnx"
 
-# The parts of an ONNX file (onnx.proto) on the way to its tensors: message -> field number -> message in that field.
+# The messages of an ONNX file (onnx.proto) that are scanned: message -> field number -> message in that field.
 _PARTS: dict[str, dict[int, str]] = {
-    "model": {7: "graph", 20: "training", 25: "function"},
+    "model": {7: "graph", 8: "opset", 14: "property", 20: "training", 25: "function"},
+    "opset": {},
+    "property": {},
     "training": {1: "graph", 2: "graph"},
     "function": {7: "node", 11: "attribute"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -23,10 +29,24 @@ _PARTS: dict[str, dict[int, str]] = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {},
 }
-_EXTERNAL_DATA = ("tensor", 13)  # the name and place of the file that holds its values
+# Features that would let a file read other files, or hide computations from the checks.
+_DISALLOWED = {
+    ("tensor", 13): "weights outside the file (ONNX external data)",
+    ("model", 20): "a training graph",
+    ("model", 25): "a function",
+    ("attribute", 6): "a subgraph",
+    ("attribute", 11): "a subgraph",
+    ("graph", 15): "a sparse tensor",
+    ("attribute", 22): "a sparse tensor",
+    ("attribute", 23): "a sparse tensor",
+}
+_DOMAINS = {("opset", 1), ("node", 7)}
 _OPERATOR = ("node", 4)
+_PROPERTY_KEY = ("property", 1)
 
-# What the networks of this toolkit compute with. Others can fill the memory while the file is being opened.
+STANDARD_DOMAINS = ("", "ai.onnx")
+
+# The operators of the exported networks. Others can fill the memory while the file is being opened.
 # fmt: off
 OPERATORS = frozenset({
     "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "DequantizeLinear", "Div",
@@ -39,12 +59,12 @@ _MAX_FIELDS = 100_000  # the largest network here has a tenth of that
 
 
 def find_model(option: str | os.PathLike[str] | None = None) -> Path:
-    """The model that is meant: `option`, else `$CIFAR_MODEL`, else `model.onnx` here, else the one that is shipped.
+    """Return `option`, else `$CIFAR_MODEL`, else `./model.onnx`, else the shipped model.
 
-    What was asked for by name is returned as it is, whether or not it exists: opening it says what is wrong.
+    A named file is returned whether or not it exists; opening it reports what is wrong.
 
     Raises:
-        ToolkitError: nothing was asked for, and there is neither a `model.onnx` here nor a shipped model.
+        ToolkitError: no file was named, and there is neither `./model.onnx` nor a shipped model.
     """
     named = option or os.environ.get("CIFAR_MODEL")
     if named:
@@ -53,46 +73,69 @@ def find_model(option: str | os.PathLike[str] | None = None) -> Path:
         if candidate.exists():
             return candidate
     raise ToolkitError(
-        "no model: $CIFAR_MODEL is not set, there is no model.onnx in this folder, and none is shipped with this copy "
-        "of the toolkit; make one with `cifar export model.onnx`, or name one with --model"
+        "no model: $CIFAR_MODEL is not set, there is no model.onnx in this folder, and this copy of the toolkit ships "
+        "none; create one with `cifar export model.onnx`, or name one with --model"
     )
 
 
 def read_model(path: str | os.PathLike[str]) -> bytes:
-    """The contents of the ONNX file at `path`, looked through before anything opens it as a model.
+    """Read the ONNX file at `path` and check its contents before anything opens it as a model.
 
     Raises:
-        ToolkitError: it is no ordinary file or too large for a model of this toolkit, or it keeps weights in other
-            files, which could be any file of this computer, or computes with what no network of this toolkit has.
+        ToolkitError: not a regular file, larger than `MAX_MODEL_BYTES`, or with contents that `find_fault` names.
     """
-    with open_regular(path, max_bytes=MAX_MODEL_BYTES) as file:
-        content = file.read(MAX_MODEL_BYTES)
-    if objection := _objection(content):
-        raise ToolkitError(f"{display(path)}: {objection}")
+    content = read_model_bytes(path)
+    if fault := find_fault(content):
+        raise ToolkitError(f"{display(path)}: {fault}; `cifar export` writes suitable files")
     return content
 
 
-def _objection(content: bytes) -> str | None:
-    """Why ONNX Runtime must not see the file. Given external data, it would read those from the current folder."""
-    foreign = None
+def read_model_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Read the file without looking at its contents.
+
+    Raises:
+        ToolkitError: not a regular file, larger than `MAX_MODEL_BYTES`, or a checkpoint.
+    """
+    with open_regular(path, max_bytes=MAX_MODEL_BYTES) as file:
+        content = file.read(MAX_MODEL_BYTES)
+    if content.startswith(b"PK") and zipfile.is_zipfile(BytesIO(content)):
+        raise ToolkitError(
+            f"{display(path)}: is a checkpoint, not an ONNX file; export it first, with `cifar export model.onnx "
+            f"--checkpoint {display(path)}`"
+        )
+    return content
+
+
+def find_fault(content: bytes) -> str | None:
+    """Return why a file is not a model of this toolkit, None if nothing was found.
+
+    ONNX Runtime and onnx.checker must not see a file with a fault: both would read external data from any file.
+    """
+    properties: set[bytes] = set()
+    fault: str | None = None
     try:
         for place, value in _fields_of_parts(content):
-            if place == _EXTERNAL_DATA:
-                return (
-                    "keeps weights outside the file (ONNX external data); a model is one file here: "
-                    "export it again, or save it with its weights inside"
-                )
-            if place == _OPERATOR and (name := bytes(value[:80]).decode("utf-8", "replace")) not in OPERATORS:
-                foreign = foreign or f"computes with the operator {display(name)}"
-            if _PARTS[place[0]].get(place[1]) == "sparse":
-                foreign = foreign or "holds a sparse tensor"
+            if place == _PROPERTY_KEY:
+                if bytes(value) in properties:
+                    return f"has the metadata key {_text(value)} twice"
+                properties.add(bytes(value))
+            elif place == _OPERATOR and _text(value) not in OPERATORS:
+                fault = fault or f"contains the operator {_text(value)}, which no model of this toolkit has"
+            elif place in _DOMAINS and _text(value) not in STANDARD_DOMAINS:
+                fault = fault or f"uses the operator domain {_text(value)}, which no model of this toolkit does"
+            elif feature := _DISALLOWED.get(place):
+                fault = fault or f"contains {feature}, which no model of this toolkit does"
     except ValueError as error:
-        return f"is not a model that ONNX Runtime can open ({error}); `cifar export` writes such files"
-    return foreign and f"{foreign}, which no model of this toolkit does; `cifar export` writes such models"
+        return f"is not a model that ONNX Runtime can open ({error})"
+    return fault
+
+
+def _text(value: bytes | memoryview) -> str:
+    return quote(bytes(value[:80]).decode("utf-8", "replace"))[1:-1]
 
 
 def _fields_of_parts(content: bytes) -> Iterator[tuple[tuple[str, int], memoryview]]:
-    """Every field of the file's parts, wherever they are: its message and number, and its contents."""
+    """Yield message, number and contents of every field of the scanned messages, wherever they are."""
     remaining, count = [("model", memoryview(content))], 0
     while remaining:
         message, data = remaining.pop()
@@ -106,9 +149,10 @@ def _fields_of_parts(content: bytes) -> Iterator[tuple[tuple[str, int], memoryvi
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The fields of a protobuf message: their numbers and contents, which are empty where the field is a number.
+    """Yield number and contents of the fields of a protobuf message; the contents of numbers are empty.
 
-    What other readers might understand in another way is refused: numbers of fields that do not fit, and groups.
+    Raises:
+        ValueError: damaged, or with encodings that other readers might understand differently, such as groups.
     """
     position = 0
     while position < len(data):

@@ -1,4 +1,4 @@
-"""Opening an ONNX model: what was really loaded, file and execution provider, is checked against the request."""
+"""Open an ONNX model, and check the interface and the execution provider that were really loaded."""
 
 import ctypes
 import io
@@ -16,13 +16,12 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from toolkit.cores import available_cores
-from toolkit.errors import ToolkitError, UsageError
+from toolkit.errors import ToolkitError, UsageError, first_line
 from toolkit.files import display
 from toolkit.inference.memory import limit_memory
-from toolkit.inference.model_file import read_model
+from toolkit.inference.model_file import METADATA_PREFIX, read_model
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
-METADATA_PREFIX = "cifar."
 
 _Provider = tuple[str, dict[str, str]]  # name, options
 _CPU: _Provider = ("CPUExecutionProvider", {})
@@ -53,17 +52,16 @@ _EXPECTED = (
 
 @dataclass(frozen=True)
 class Session:
-    """A model that is open and ready. Any number of threads may use it at once.
+    """An open model. Any number of threads may use it at once.
 
     Attributes:
-        path: the file it came from.
-        provider: what runs it: "cpu", "cuda" or "tensorrt".
-        note: under `auto`, why it is not a GPU that runs it although this ONNX Runtime could use one; else None.
-        threads: processor threads that one call uses.
-        input_form: "uint8-nhwc" or "float-nchw", what the file itself takes.
+        path: the file.
+        provider: the effective provider: "cpu", "cuda" or "tensorrt".
+        note: under `auto`, why an NVIDIA GPU of this machine is not used; else None.
+        threads: processor threads per call.
+        input_form: "uint8-nhwc" or "float-nchw", the input of the file.
         class_names: the ten classes, in the order of the outputs.
-        metadata: the file's properties under `cifar.`, without that prefix: claims of the file, which only
-            `cifar verify` checks.
+        metadata: the properties under `cifar.`, without that prefix; only `cifar verify` checks them.
     """
 
     path: Path
@@ -76,27 +74,29 @@ class Session:
     _onnx: onnxruntime.InferenceSession = field(repr=False)
 
     def logits_and_probabilities(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Both outputs, float32 `(N, 10)` each, for uint8 RGB images `(N, 32, 32, 3)`, whichever form the file takes.
+        """Run the model on uint8 RGB images (N, 32, 32, 3); return both outputs, float32 (N, 10) each.
 
         Raises:
             UsageError: the images have another type or shape.
-            ToolkitError: the model failed, or gave something of another shape.
+            ToolkitError: the model failed, or returned another shape.
         """
         if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
             raise UsageError(f"images must be uint8 (N, 32, 32, 3), not {images.dtype} {images.shape}")
         try:
-            outputs = self._onnx.run(["logits", "probabilities"], {"images": self._fed(images)})
+            outputs = self._onnx.run(["logits", "probabilities"], {"images": to_input(images, self.input_form)})
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise ToolkitError(f"{display(self.path)}: the model failed: {_said(error)}") from error
+            raise ToolkitError(f"{display(self.path)}: the model failed: {first_line(error)}") from error
         for output in outputs:
             if output.shape != (len(images), 10):
-                raise ToolkitError(f"{display(self.path)}: gave {output.shape} for {len(images)} images")
+                raise ToolkitError(f"{display(self.path)}: returned {output.shape} for {len(images)} images")
         return cast("tuple[NDArray[np.float32], NDArray[np.float32]]", tuple(outputs))
 
-    def _fed(self, images: NDArray[np.uint8]) -> NDArray[Any]:
-        if self.input_form == "uint8-nhwc":
-            return images
-        return np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
+
+def to_input(images: NDArray[np.uint8], input_form: str) -> NDArray[Any]:
+    """Convert uint8 RGB images (N, 32, 32, 3) to a model's input: unchanged, or float32 (N, 3, 32, 32) in [0, 1]."""
+    if input_form == "uint8-nhwc":
+        return images
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
 
 
 def open_model(path: str | os.PathLike[str], *, provider: str = "auto", threads: int | None = None) -> Session:
@@ -104,13 +104,12 @@ def open_model(path: str | os.PathLike[str], *, provider: str = "auto", threads:
 
     Args:
         path: a file as `cifar export` writes it.
-        provider: one of `PROVIDERS`. What is asked for is what runs, or it is an error; "auto" takes CUDA where it
-            really opens and the CPU elsewhere.
+        provider: one of `PROVIDERS`. Any but "auto" runs or is an error; "auto" is CUDA if it opens, else the CPU.
         threads: processor threads for one call; by default the cores that this process may use.
 
     Raises:
         UsageError: an unknown provider, or fewer than one thread.
-        ToolkitError: the file is not a model of this toolkit, or the provider cannot be had here.
+        ToolkitError: the file is not a model of this toolkit, or the provider is not available.
     """
     if provider not in PROVIDERS:
         raise UsageError(f"unknown provider {provider!r}; choose one of {', '.join(PROVIDERS)}")
@@ -127,20 +126,20 @@ def open_model(path: str | os.PathLike[str], *, provider: str = "auto", threads:
         input_form = _check_interface(onnx, display(path))
         metadata = _metadata(onnx)
     except UnicodeDecodeError as error:
-        raise ToolkitError(f"{display(path)}: is damaged: a name or property in it is no text ({error})") from error
+        raise ToolkitError(f"{display(path)}: is damaged: a name or property is not valid UTF-8 ({error})") from error
     class_names = _class_names(metadata, display(path))
     return Session(Path(path), provider, note, threads, input_form, class_names, metadata, onnx)
 
 
 def probe(content: bytes, *, provider: str) -> None:
-    """Open a model of any interface on just that provider, to see whether it can be had here.
+    """Open a model of any interface on one provider, to see whether the provider works.
 
     Args:
         content: the bytes of an ONNX file.
         provider: "cpu", "cuda" or "tensorrt".
 
     Raises:
-        ToolkitError: it cannot, and why.
+        ToolkitError: it does not; the message says why.
     """
     _open_on(provider, content, _session_options(1), "the probe")
 
@@ -148,19 +147,19 @@ def probe(content: bytes, *, provider: str) -> None:
 def _session_options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = _SILENT  # what goes wrong is raised, and said once
+    options.log_severity_level = _SILENT  # errors are raised
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if _SPIN_CAN_BE_SHORT else "0")
     options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_MICROSECONDS)
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # not its own format, whatever the bytes say
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # never ONNX Runtime's own format
     return options
 
 
 def _open_best(
     content: bytes, options: onnxruntime.SessionOptions, name: str
 ) -> tuple[onnxruntime.InferenceSession, str, str | None]:
-    """The session, the provider that runs it and, where CUDA was on offer and could not be had, the reason."""
+    """Open on CUDA if possible, else on the CPU; return session, provider, and the reason if CUDA failed."""
     note = None
-    if _offered("cuda"):
+    if _offered("cuda") and _nvidia_gpu():  # no GPU, nothing to explain
         try:
             return _open_on_gpu(content, options, "cuda"), "cuda", None
         except ToolkitError as error:
@@ -180,7 +179,7 @@ def _open_on_cpu(content: bytes, options: onnxruntime.SessionOptions, name: str)
         return _start(content, options, [_CPU])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise ToolkitError(
-            f"{name}: is not a model that ONNX Runtime can open ({_said(error)}); a whole ONNX file as "
+            f"{name}: is not a model that ONNX Runtime can open ({first_line(error)}); a whole ONNX file as "
             "`cifar export` writes it is needed"
         ) from error
 
@@ -193,13 +192,13 @@ def _open_on_gpu(content: bytes, options: onnxruntime.SessionOptions, provider: 
         )
     if not _nvidia_gpu():
         raise ToolkitError(f"no NVIDIA driver with a GPU was found, and {provider} needs one")
-    with _quietly() as said:
+    with _captured_output() as said:
         try:
             if hasattr(onnxruntime, "preload_dlls"):  # finds the CUDA libraries that pip installed for torch
                 onnxruntime.preload_dlls()
             session = _start(content, options, _GPU_CHAINS[provider])
         except Exception as error:  # as above
-            raise ToolkitError(f"{provider} could not be opened ({_said(error)}); {_REMEDY}") from error
+            raise ToolkitError(f"{provider} could not be opened ({first_line(error)}); {_REMEDY}") from error
     running = session.get_providers()[0]
     if running != _full_name(provider):
         found = display(said.getvalue().strip())[:300] or f"ONNX Runtime fell back to {running}"
@@ -221,7 +220,7 @@ def _full_name(provider: str) -> str:
 
 
 def _nvidia_gpu() -> bool:
-    """Whether the driver is here and shows a GPU. Asking the driver itself costs nothing where there is none."""
+    """Whether the driver is installed and reports a GPU."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
         count = ctypes.c_int()
@@ -231,8 +230,8 @@ def _nvidia_gpu() -> bool:
 
 
 @contextmanager
-def _quietly() -> Iterator[io.StringIO]:
-    """Keep what ONNX Runtime prints while it looks for a GPU's libraries, for the message."""
+def _captured_output() -> Iterator[io.StringIO]:
+    """Capture the output of ONNX Runtime while it loads GPU libraries; yield it for the error message."""
     onnxruntime.set_default_logger_severity(_SILENT)
     try:
         with redirect_stdout(io.StringIO()) as said:
@@ -242,7 +241,7 @@ def _quietly() -> Iterator[io.StringIO]:
 
 
 def _check_interface(session: onnxruntime.InferenceSession, name: str) -> str:
-    """The form of the input; raises ToolkitError where the inputs or outputs are not those of the contract."""
+    """Return the form of the input. Raises `ToolkitError` if inputs or outputs differ from the contract."""
     inputs = {value.name: (value.type, value.shape) for value in session.get_inputs()}
     outputs = {value.name: (value.type, value.shape) for value in session.get_outputs()}
     kind, shape = inputs.get("images", ("", []))
@@ -254,10 +253,10 @@ def _check_interface(session: onnxruntime.InferenceSession, name: str) -> str:
         and all(kind == "tensor(float)" and _is_batch_of([10], shape) for kind, shape in outputs.values())
     ):
         return form
-    found = f"inputs {_listed(inputs)}; outputs {_listed(outputs)}"
+    found = f"inputs {_describe(inputs)}; outputs {_describe(outputs)}"
     raise ToolkitError(
-        f"{name}: is not a model of this toolkit. Found: {display(found)[:500]}. Expected: {_EXPECTED}. "
-        "`cifar export` writes such files"
+        f"{name}: has another interface than the models of this toolkit. Found: {display(found)[:500]}. "
+        f"Expected: {_EXPECTED}. `cifar export` writes such files"
     )
 
 
@@ -265,7 +264,7 @@ def _is_batch_of(one: list[int], shape: list[Any]) -> bool:
     return len(shape) == len(one) + 1 and not isinstance(shape[0], int) and shape[1:] == one
 
 
-def _listed(values: Mapping[str, tuple[str, list[Any]]]) -> str:
+def _describe(values: Mapping[str, tuple[str, list[Any]]]) -> str:
     return ", ".join(f"{name} {kind} ({', '.join(map(str, shape))})" for name, (kind, shape) in values.items())
 
 
@@ -290,10 +289,6 @@ def _class_names(metadata: Mapping[str, str], name: str) -> tuple[str, ...]:
     ):
         return tuple(names)
     raise ToolkitError(
-        f"{name}: does not say what its ten outputs mean: its property {METADATA_PREFIX}class_names is "
+        f"{name}: does not name its ten outputs: its property {METADATA_PREFIX}class_names is "
         f"{display(found)[:100] or 'missing'}, not a JSON list of ten different names; `cifar export` writes it"
     )
-
-
-def _said(error: Exception) -> str:
-    return display(str(error).strip())[:300] or type(error).__name__

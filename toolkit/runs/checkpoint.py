@@ -1,4 +1,4 @@
-"""Checkpoints: a network's weights and all that is needed to rebuild it, as tensors and plain values only."""
+"""Checkpoints: weights and everything needed to rebuild the network, as tensors and plain values only."""
 
 import hashlib
 import io
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models import MODELS, ResNet, build_model
 from toolkit.errors import ToolkitError
-from toolkit.files import replacing
+from toolkit.files import quote, replacing
 from toolkit.runs.archive import are_plain, read_archive
 
 FORMAT = 1
@@ -35,7 +35,7 @@ _KINDS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What one `.pt` file holds.
+    """The contents of one `.pt` file.
 
     Attributes:
         model: the network's name in `models.MODELS`.
@@ -43,12 +43,13 @@ class Checkpoint:
         class_names: one name per output, in order.
         recipe: the resolved recipe, as nested plain values (`Recipe.as_dict`).
         data: identity of the training data: "name" and "train_sha256".
-        epoch: how many epochs the weights have seen.
-        val_accuracy: in [0, 1]; None where no validation images were held out.
+        epoch: number of completed epochs.
+        val_accuracy: in [0, 1]; None without validation images.
         weights: the network's state dict, on the CPU; the averages, if the recipe averages.
-        training: optimiser state and the loop's own values; None in a checkpoint that is not meant to be continued.
-            If the recipe averages, also the weights behind the averages, and how many steps were averaged.
-        teacher: identity of the network that taught this one (`distillation.teacher_identity`); None without one.
+        training: state from which training resumes (optimizer, seconds, precision; if the recipe averages, also the
+            weights themselves and the number of averaged steps); None in a checkpoint that cannot be resumed.
+        teacher: identity of the teacher (`teacher_identity`); None without one.
+        sha256: of the file that was loaded; None for a checkpoint in memory.
     """
 
     model: str
@@ -61,15 +62,16 @@ class Checkpoint:
     weights: dict[str, Tensor]
     training: dict[str, Any] | None = None
     teacher: dict[str, Any] | None = None
+    sha256: str | None = None
 
     def network(self) -> ResNet:
-        """The network with these weights, on the CPU, in evaluation mode.
+        """Build the network with these weights, on the CPU, in evaluation mode.
 
         Raises:
-            ToolkitError: the weights do not fit the network that the checkpoint names.
+            ToolkitError: the weights do not fit the named network.
         """
         if self.model not in MODELS:
-            raise ToolkitError(f"the checkpoint names the model {_short(self.model)}; known are {', '.join(MODELS)}")
+            raise ToolkitError(f"the checkpoint names the model {quote(self.model)}; known are {', '.join(MODELS)}")
         try:
             network = build_model(self.model, **self.model_args)
             network.load_state_dict(self.weights)
@@ -82,62 +84,62 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write `checkpoint` to `path`, whole or not at all.
+    """Write `checkpoint` to `path` atomically.
 
     Raises:
         ToolkitError: the file cannot be written.
     """
-    values = {field: getattr(checkpoint, field) for field in checkpoint.__dataclass_fields__}
+    values = {field: getattr(checkpoint, field) for field in _KINDS}
     values |= {"format": FORMAT, "class_names": list(checkpoint.class_names)}
     if checkpoint.teacher is None:
-        del values["teacher"]  # as files were before there were teachers
-    content = io.BytesIO()  # on a full disk, torch raises an error that names none
+        del values["teacher"]  # the format of files before distillation
+    content = io.BytesIO()  # on a full disk, torch's own error does not name the cause
     torch.save(values, content)
     with replacing(path) as temporary:
         temporary.write_bytes(content.getbuffer())
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; nothing in the file is executed, and what it asks for is checked before it is built.
+    """Read a checkpoint. Nothing in the file is executed; types and sizes are checked before anything is built.
 
     Raises:
-        ToolkitError: there is no such file, or it is not a checkpoint of this toolkit.
+        ToolkitError: no such file, or not a checkpoint of this toolkit.
     """
     if not os.path.lexists(path):
         raise ToolkitError(f"no checkpoint at {path}")
-    values = read_archive(path)
+    values, sha256 = read_archive(path)
     form = values.pop("format", None) if isinstance(values, dict) else None
     if not isinstance(form, int) or form != FORMAT:
         raise ToolkitError(f"{path} is not a checkpoint of this toolkit (format {FORMAT})")
     values.setdefault("teacher", None)
-    if fault := _fault(values):
+    if fault := _find_fault(values):
         raise ToolkitError(f"{path} is not a complete checkpoint: {fault}")
-    return Checkpoint(**(values | {"class_names": tuple(values["class_names"])}))
+    return Checkpoint(**(values | {"class_names": tuple(values["class_names"]), "sha256": sha256}))
 
 
-def _fault(values: dict[str, Any]) -> str | None:
-    """What is wrong with the values of a checkpoint; None where each has its type and nothing in them can grow."""
+def _find_fault(values: dict[str, Any]) -> str | None:
+    """Describe the first value with a wrong type or size; None for a complete checkpoint."""
     if missing := sorted(_KINDS.keys() - values.keys()):
-        return f"without {', '.join(missing)}"
+        return f"{', '.join(missing)} missing"
     if unknown := [name for name in values if name not in _KINDS]:
-        return f"with the key {_kind(unknown[0])}, which is unknown"
+        return f"unknown key {_describe(unknown[0])}"
     for name, kind in _KINDS.items():
         if not isinstance(values[name], kind):
-            return f"{name} is {_kind(values[name])}"
+            return f"{name} is {_describe(values[name])}"
     training = values["training"]
     if not are_plain([values[name] for name in _KINDS if name != "training"], keys=str):
-        return "it holds other than tensors and plain values, or too many"
-    if not are_plain([training], keys=str | int):  # an optimiser counts its parameters
-        return "the optimiser's state holds other than tensors and plain values, or too many"
+        return "it holds values other than tensors, text and numbers, or too many"
+    if not are_plain([training], keys=str | int):  # optimizers number their parameters
+        return "the optimizer state holds values other than tensors, text and numbers, or too many"
     names, arguments = values["class_names"], values["model_args"]
     if not all(isinstance(name, str) and name.isprintable() for name in names) or len(set(names)) < len(names):
-        return f"its class names are {_short(names)}"
+        return f"its class names are {quote(names)}"
     if not all(isinstance(value, int | float) for value in arguments.values()):
-        return f"the arguments of its model are {_short(arguments)}"
+        return f"the arguments of its model are {quote(arguments)}"
     if arguments.get("num_classes", 10) != len(names) or len(names) > MAX_CLASSES:
-        return f"{len(names)} class names for {_short(arguments.get('num_classes', 10))} classes"
+        return f"{len(names)} class names for {quote(arguments.get('num_classes', 10))} classes"
     if not all(isinstance(value, str) for value in values["data"].values()):
-        return f"the identity of its data is {_short(values['data'])}"
+        return f"the identity of its data is {quote(values['data'])}"
     if not all(isinstance(value, Tensor) for value in values["weights"].values()):
         return "its weights are not all tensors"
     if values["epoch"] < 0 or not 0 <= (values["val_accuracy"] or 0.0) <= 1:
@@ -145,26 +147,18 @@ def _fault(values: dict[str, Any]) -> str | None:
     return None
 
 
-def _kind(value: Any) -> str:
-    """A value that may be anything: only short ones are shown, since what is nested may be without end."""
-    return _short(value) if isinstance(value, str | int | float | None) else f"of the type {type(value).__name__}"
-
-
-def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):
-        text = type(value).__name__
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _describe(value: Any) -> str:
+    """Plain values themselves, others by type: nested ones may be endless."""
+    return quote(value) if isinstance(value, str | int | float | None) else f"of the type {type(value).__name__}"
 
 
 def teacher_identity(teacher: Checkpoint) -> dict[str, Any]:
-    """What a run records of its teacher: "model", "recipe" and "weights_sha256"; nothing of where it lay."""
+    """The record of a teacher in a run: "model", "recipe" and "weights_sha256"."""
     return {"model": teacher.model, "recipe": teacher.recipe, "weights_sha256": _sha256(teacher.weights)}
 
 
 def _sha256(weights: dict[str, Tensor]) -> str:
-    """Over the names, shapes and values, in the order of the names: the same whatever file they came from."""
+    """SHA-256 over names, shapes and values, in the order of the names: independent of the file."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(f"{name} {tuple(weights[name].shape)}\n".encode())
