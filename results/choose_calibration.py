@@ -1,11 +1,10 @@
-"""How each way of calibrating int8 does on the validation images: a table, and JSON.
+"""Compare the ways of calibrating int8 on the validation images of a run: prints a table, and writes JSON.
 
-    python results/choose_calibration.py runs/NAME/best.pt [--data DATA] [--images 128 512] [--draws 5] [--json FILE]
+    python -m results.choose_calibration runs/NAME/best.pt [--data DATA] [--images 128 512] [--draws 5] [--json FILE]
 
-The checkpoint must come from a run that held validation images out. Ranges are taken from the images that it was
-trained on, and each result is judged on those held out; the test set is never read. What is compared with is the same
-network in float32, by PyTorch. Each way is tried with several draws of calibration images, for the differences between
-the ways are no larger than those between draws.
+The checkpoint must come from a run that held out validation images. Ranges are taken from its training images, and each
+model is evaluated on its validation images; the test set is never read. The reference is the same network in float32,
+by PyTorch. Each way is tried with several draws of calibration images, because the draws differ as much as the ways.
 """
 
 import argparse
@@ -31,24 +30,25 @@ from toolkit.errors import ToolkitError
 from toolkit.evaluation.metrics import compute_logits
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint
 
-COUNTS = (128, 512)  # more would not fit: for histograms, ONNX Runtime keeps every activation, 3 MB an image
+COUNTS = (128, 512)  # images; for histograms, ONNX Runtime keeps every activation in memory, 3 MB per image
 DRAWS = 5
 BATCH = 500
 
 
 @dataclass(frozen=True)
 class Result:
-    """One way of calibrating, or float32 (`method` "none").
+    """The figures of one calibration, or of float32 (`method` is "none").
 
     Attributes:
-        method: how the range of an activation follows from the images.
-        reduce_range: weights of 7 bits.
-        images: how many training images it saw.
-        draw: which ones: the seed that chose them.
-        correct: of the `validation_images`.
+        method: how the range of an activation is computed from the images.
+        reduce_range: whether weights have 7 bits instead of 8.
+        images: number of calibration images.
+        draw: seed that selects them.
+        correct: number of validation images that are classified correctly.
+        validation_images: number of validation images.
         mean_logit_difference, largest_logit_difference: from float32, over all logits of the validation images.
-        labels_changed: validation images whose label is another than in float32.
-        bytes: size of the model, without metadata.
+        labels_changed: number of validation images whose label differs from that of float32.
+        bytes: size of the model without metadata.
     """
 
     method: str
@@ -70,24 +70,28 @@ class Result:
 def compare(
     checkpoint: Checkpoint, source: DataSource, *, counts: Sequence[int] = COUNTS, draws: int = DRAWS
 ) -> Iterator[Result]:
-    """Float32 first, then every way, as each is done. Raises ToolkitError where no validation images were held out."""
-    train, validation = held_out(checkpoint, source)
+    """Yield the figures of float32, then those of every calibration as soon as it is evaluated.
+
+    Raises:
+        ToolkitError: the checkpoint was trained on other data, or no validation images were held out.
+    """
+    train, validation = split_as_trained(checkpoint, source)
     network = checkpoint.network()
     graph = build_graph(network)
     expected = compute_logits(network, validation.images).numpy()
     labels = validation.labels.numpy()
-    exact = {"method": "none", "reduce_range": False, "images": 0, "draw": 0, "bytes": graph.ByteSize()}
-    yield _result(expected, expected, labels, **exact)
+    float32 = {"method": "none", "reduce_range": False, "images": 0, "draw": 0, "bytes": graph.ByteSize()}
+    yield _result(expected, expected, labels, **float32)
     for method, count, reduce_range, draw in product(CALIBRATION_METHODS, counts, (True, False), range(draws)):
         images = calibration_images(train, count=count, seed=draw)
         model, _ = to_int8(graph, images, method=method, reduce_range=reduce_range)
         content = model.SerializeToString()
         how = {"method": method, "reduce_range": reduce_range, "images": len(images), "draw": draw}
-        yield _result(logits_of(content, validation), expected, labels, **how, bytes=len(content))
+        yield _result(compute_onnx_logits(content, validation), expected, labels, **how, bytes=len(content))
 
 
-def held_out(checkpoint: Checkpoint, source: DataSource) -> tuple[Images, Images]:
-    """The images that the network was trained on, and those that it has not seen."""
+def split_as_trained(checkpoint: Checkpoint, source: DataSource) -> tuple[Images, Images]:
+    """The training images and the validation images of the checkpoint's run."""
     images = source.train()
     require_same_data(checkpoint.data, data_identity(source.name, images), what="the checkpoint")
     size = checkpoint.recipe.get("run", {}).get("val_size", 0)
@@ -96,26 +100,26 @@ def held_out(checkpoint: Checkpoint, source: DataSource) -> tuple[Images, Images
     return split_images(images, size)
 
 
-def logits_of(model: bytes, images: Images) -> np.ndarray:
-    """What ONNX Runtime computes on the CPU, float32 (N, 10)."""
+def compute_onnx_logits(model: bytes, images: Images) -> np.ndarray:
+    """Logits by ONNX Runtime on the CPU, float32 (N, 10)."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     batches = images.images.permute(0, 2, 3, 1).contiguous().split(BATCH)  # (B, 32, 32, 3) each
     return np.concatenate([session.run(["logits"], {"images": batch.numpy()})[0] for batch in batches])
 
 
 def _result(logits: np.ndarray, expected: np.ndarray, labels: np.ndarray, **how: Any) -> Result:
-    differences, answers = np.abs(logits - expected), logits.argmax(1)
+    differences, labels_found = np.abs(logits - expected), logits.argmax(1)
     return Result(
-        correct=int((answers == labels).sum()),
+        correct=int((labels_found == labels).sum()),
         validation_images=len(labels),
         mean_logit_difference=float(differences.mean()),
         largest_logit_difference=float(differences.max()),
-        labels_changed=int((answers != expected.argmax(1)).sum()),
+        labels_changed=int((labels_found != expected.argmax(1)).sum()),
         **how,
     )
 
 
-def line(result: Result) -> str:
+def format_line(result: Result) -> str:
     bits = "" if result.method == "none" else "7 bits" if result.reduce_range else "8 bits"
     return (
         f"{result.method:<12}{bits:<8}{result.images:>7,}{result.draw:>5}{result.accuracy:>10.2%}{result.mean_logit_difference:>12.4f}"
@@ -136,17 +140,17 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    options = parser.parse_args()
     try:
-        checkpoint = load_checkpoint(given.checkpoint)
+        checkpoint = load_checkpoint(options.checkpoint)
         print(HEADER)
         results = []
-        for result in compare(checkpoint, find_data(given.data), counts=given.images, draws=given.draws):
+        for result in compare(checkpoint, find_data(options.data), counts=options.images, draws=options.draws):
             results.append(result)
-            print(line(result), flush=True)
+            print(format_line(result), flush=True)
     except ToolkitError as error:
         sys.exit(f"error: {error}")
-    if given.json:
+    if options.json:
         summary = {
             "model": checkpoint.model,
             "epoch": checkpoint.epoch,
@@ -154,7 +158,7 @@ def main() -> None:
             "libraries": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
             "results": [dataclasses.asdict(result) | {"accuracy": result.accuracy} for result in results],
         }
-        given.json.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Kill a training run at random moments, again and again: what is on disk must load, and the run must go on exactly.
+"""Kill a training run at random moments; check that its files load and that the resumed run is exact.
 
     python -m results.kill_training [--kills 50] [--seed 0]
 
-Takes minutes, so it is no part of the suite. At the end the run, killed and resumed so many times, is finished and
-compared, weight by weight, with one that was never touched.
+Takes minutes. After the last kill, the weights of the run are compared with those of an uninterrupted run.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from toolkit.runs.checkpoint import load_checkpoint
 from toolkit.runs.folder import RunFolder, create_run, open_run
 from toolkit.training.trainer import train
 
-LONGEST_LIFE = 2.0  # seconds from the first step to the signal
+MAX_SECONDS = 2.0  # from the first step to the signal
 
 
 def recipe_for(epochs: int) -> Recipe:
@@ -33,8 +32,8 @@ def recipe_for(epochs: int) -> Recipe:
     )
 
 
-def go_on(run: RunFolder) -> None:
-    """What the killed process does: resume, and say when it has begun."""
+def resume_run(run: RunFolder) -> None:
+    """Resume the run in the process that will be killed; print "started" at the first step."""
     started = False
 
     def progress(done: int, images: int) -> None:
@@ -46,27 +45,27 @@ def go_on(run: RunFolder) -> None:
     train(run.recipe(), source=coloured_source(), run=run, device="cpu", resume=True, on_progress=progress)
 
 
-def kill_once(run: RunFolder, life: float) -> bool:
-    """Resume in a process of its own and kill it after `life` seconds; False where it was quicker than that."""
+def kill_once(run: RunFolder, seconds: float) -> bool:
+    """Resume the run in a process and kill it `seconds` after its first step; False if it ended before."""
     command = [sys.executable, "-m", "results.kill_training", "--child", str(run.path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()
-    time.sleep(life)
+    time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
     process.wait()
     return process.returncode == -signal.SIGKILL
 
 
-def check(run: RunFolder, epoch_before: int) -> int:
-    """What is on disk loads, and nothing that was finished is lost. Returns the epoch that was reached."""
+def check_files(run: RunFolder, epoch_before: int) -> int:
+    """Load the checkpoints and check that no completed epoch is lost; return the last completed epoch."""
     last = load_checkpoint(run.last)
     assert last.training is not None
     assert last.epoch >= epoch_before, f"went back from epoch {epoch_before} to {last.epoch}"
     if run.best.exists():
         load_checkpoint(run.best).network()
     epochs = [record["epoch"] for record in run.read_metrics()]
-    assert set(range(1, last.epoch + 1)) <= set(epochs), "an epoch's line is missing"
+    assert set(range(1, last.epoch + 1)) <= set(epochs), "a line of metrics.jsonl is missing"
     return last.epoch
 
 
@@ -77,26 +76,25 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        go_on(open_run(options.child))
+        resume_run(open_run(options.child))
         return
-    moments = random.Random(options.seed)
+    generator = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         recipe = recipe_for(epochs=20 * options.kills)
         run = create_run(recipe, stem="killed", root=root)
         train_epochs(run, coloured_source(), 1)
         kills = epoch = 0
-        while kills < options.kills and kill_once(run, moments.uniform(0, LONGEST_LIFE)):
+        while kills < options.kills and kill_once(run, generator.uniform(0, MAX_SECONDS)):
             kills += 1
-            epoch = check(run, epoch)
+            epoch = check_files(run, epoch)
             leftovers = len(list(run.path.glob(".*.partial")))
-            print(f"kill {kills}: epoch {epoch}, all loads; {leftovers} temporary files left", flush=True)
-        short = root / "short"
-        whole = create_run(recipe, stem="whole", root=short)
-        train_epochs(whole, coloured_source(), epoch)
-        same = load_checkpoint(whole.last).weights
-        assert all(torch.equal(value, same[name]) for name, value in load_checkpoint(run.last).weights.items())
-        print(f"{kills} kills; after epoch {epoch} the weights are those of a run that was never killed")
+            print(f"kill {kills}: epoch {epoch}, files load; {leftovers} temporary files left", flush=True)
+        uninterrupted = create_run(recipe, stem="uninterrupted", root=root)
+        train_epochs(uninterrupted, coloured_source(), epoch)
+        expected = load_checkpoint(uninterrupted.last).weights
+        assert all(torch.equal(value, expected[name]) for name, value in load_checkpoint(run.last).weights.items())
+        print(f"{kills} kills; after epoch {epoch} the weights are bit-identical to those of an uninterrupted run")
 
 
 if __name__ == "__main__":

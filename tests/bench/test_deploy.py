@@ -91,14 +91,18 @@ def test_accuracy_where_there_are_data(
     assert "accuracy: not measured, no CIFAR-10" in notes[0]
     asked = []
 
-    def evaluated(path: Path, *, source: object, **place: str) -> object:
+    def load(path: Path, **place: str) -> Path:
         asked.append((str(path), place))
+        return path
+
+    def evaluate(path: Path, *, source: object, device: str) -> object:
         return type("M", (), {"accuracy": 0.9123})
 
-    monkeypatch.setattr(benchmark, "evaluate", evaluated)
+    monkeypatch.setattr(benchmark, "load_model", load)
+    monkeypatch.setattr(benchmark, "evaluate", evaluate)
     found, notes = measure_accuracies(compared, "demo", print)
     assert (found, notes) == ({model: 0.9123, checkpoint: 0.9123}, [])
-    assert asked == [(model, {"provider": "cpu"}), (checkpoint, {"device": "cpu"})]
+    assert asked == [(model, {"provider": "cpu"}), (checkpoint, {})]
 
 
 def test_command(cifar, result: BenchmarkResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

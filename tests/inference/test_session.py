@@ -240,9 +240,7 @@ def test_external_data_is_rejected_in_subgraphs_functions_and_sparse_tensors(tmp
     sparse = tiny_model()
     sparse.graph.sparse_initializer.add().values.CopyFrom(tensor)
     for model in (in_branch, in_function, sparse):
-        with pytest.raises(
-            ToolkitError, match="contains (the operator If|weights|a function|a sparse tensor)"
-        ):
+        with pytest.raises(ToolkitError, match="contains (the operator If|weights|a function|a sparse tensor)"):
             read_model(saved(tmp_path, model))
 
 

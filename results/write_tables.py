@@ -1,0 +1,565 @@
+"""Write results/README.md, results/recipes.md and the model card from the JSON files and the recipe in the repository.
+
+    python -m results.write_tables [--pictures]
+
+`--pictures` also draws results/bench-deploy.png. A test compares the three pages with what this script would write.
+
+The JSON files stand in `results/`, those of the shipped model in `toolkit/weights/`:
+
+- `presets.json`: the preset, command and run folders behind each line of the table of recipes. Such a folder holds the
+  run's `summary.json`, and in `evaluation.json` the output of `cifar evaluate --json`.
+- `trials.json`: a row for each ingredient that was tried. To add one, append an object with `what`; `base` (the preset
+  that was changed, or null if not recorded); `changes` (recipe keys and values, nested as in a recipe file); `epochs`;
+  `seeds` (a list, or null if not recorded); `val_accuracy` (a list in [0, 1], one value per seed); `decision`. A trial
+  of speed has, in the place of these figures, `speed`: the benchmark's `file`, and how the names of the sides begin that
+  were `tried` and that they are compared with (`base`).
+- `bench-*.json`, `limits/*.json`: the output of `cifar bench ... --json`; `export-*.json`: of `cifar export --json`.
+- `calibration.json`: written by `choose_calibration.py`.
+"""
+
+import argparse
+import hashlib
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.bench.result import BenchmarkResult, Result, Timing
+from toolkit.evaluation.plots import plot_deployment
+from toolkit.recipes.recipe import Recipe, load_recipe, preset_names, recipe_keys
+
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = ROOT / "toolkit" / "weights"
+RESULTS = ROOT / "results"
+NOT_MEASURED = "not measured"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", action="store_true")
+    options = parser.parse_args()
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8")
+    if options.pictures:
+        plot_deployment(read_benchmark("bench-deploy.json"), RESULTS / "bench-deploy.png")
+
+
+def pages() -> dict[Path, str]:
+    """The text of every page that this script writes."""
+    return {
+        RESULTS / "README.md": results_page(),
+        RESULTS / "recipes.md": recipes_page(),
+        WEIGHTS / "README.md": model_card(),
+    }
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_benchmark(name: str) -> BenchmarkResult:
+    return BenchmarkResult.from_dict(read(RESULTS / name))
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(row) + " |" for row in (headings, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(headings), *lines[1:]])
+
+
+def sources(*, command: str, files: Sequence[str], machine: str, n: str) -> str:
+    """The lines below each table: how it was measured, and where the figures are."""
+    links = ", ".join(f"[`{file}`]({file})" for file in files)
+    return f"- Command: `{command}`\n- Machine: {machine}\n- n: {n}\n- JSON: {links}"
+
+
+def machine_of(benchmark: BenchmarkResult) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in benchmark.libraries.items())
+    return f"{benchmark.device or 'processor not recorded'}, {benchmark.cores} cores; {versions}"
+
+
+def results_page() -> str:
+    return f"""# Results
+
+Every table of this page is written from the JSON files in this folder by `python -m results.write_tables`, and a test
+compares the two. The tables were not all measured on the same machine: compare figures within a table only. On a GPU,
+nothing was measured.
+
+How the figures are obtained:
+
+- The official test set is read by `evaluate`, `verify`, `export` and `bench deploy`, never by `train`.
+- Recipes, ingredients and calibrations are chosen on the 5,000 validation images of the 45,000/5,000 split.
+- A preset is reported on all 50,000 training images, last epoch, for seeds 0 to n - 1 without exception.
+- The shipped model is seed 0 of its recipe.
+- A speed ratio comes from one benchmark run: each side in a process of its own, sides timed in turn, medians.
+
+The recipe keys and the presets are described in [recipes.md](recipes.md).
+
+## Shipped model
+
+{shipped_section()}
+
+## Recipes
+
+{presets_section()}
+
+## Tried ingredients
+
+{trials_section()}
+
+## Precisions
+
+{precisions_section()}
+
+## Calibration of int8
+
+{calibration_section()}
+
+## Training speed
+
+{training_section()}
+
+## Prediction speed
+
+{prediction_section()}
+
+## Deployment
+
+{deployment_section()}
+
+## Limited processors
+
+{limits_section()}
+
+## Scripts
+
+- [`write_tables.py`](write_tables.py) writes this page, [recipes.md](recipes.md) and the
+  [model card](../toolkit/weights/README.md): `python -m results.write_tables`.
+- [`choose_calibration.py`](choose_calibration.py) measures every way of calibrating int8 on validation images:
+  `python -m results.choose_calibration runs/NAME/best.pt --json results/calibration.json`.
+- [`kill_training.py`](kill_training.py) kills a training run at random moments, checks that its checkpoints load, and
+  compares the resumed run, weight by weight, with an uninterrupted one: `python -m results.kill_training`.
+"""
+
+
+def shipped_section() -> str:
+    run, evaluation = read(WEIGHTS / "summary.json"), read(WEIGHTS / "evaluation.json")
+    rows = [[name, f"{value:.2%}"] for name, value in evaluation["per_class_accuracy"].items()]
+    return f"""`{run["model"]}`, recipe `{shipped_preset()["preset"]}`, all {
+        run["train_images"]:,} training images, last of {run["epochs"]}
+epochs. Test accuracy **{evaluation["accuracy"]:.2%}** ({evaluation["correct"]:,} of {
+        evaluation["images"]:,}); training accuracy without
+augmentation {run["last"]["train_accuracy"]:.2%}; expected calibration error {
+        evaluation["calibration_error"]:.4f} (15 bins).
+
+{table(["class", "test accuracy"], rows)}
+
+{
+        sources(
+            command="cifar evaluate toolkit/weights/model.onnx --json",
+            files=["../toolkit/weights/evaluation.json", "../toolkit/weights/summary.json"],
+            machine=machine_of_run(run),
+            n=f"1 (seed {run['seed']})",
+        )
+    }"""
+
+
+def machine_of_run(summary: dict[str, Any]) -> str:
+    return f"{summary['device']}, {summary['precision']}; torch {summary['libraries']['torch']}"
+
+
+def shipped_preset() -> dict[str, Any]:
+    """The line of `presets.json` that the shipped model belongs to."""
+    (line,) = (line for line in read(RESULTS / "presets.json") if "toolkit/weights" in line["runs"])
+    return dict(line)
+
+
+def presets_section() -> str:
+    lines = read(RESULTS / "presets.json")
+    headings = ["preset", "test accuracy", "std", "min", "n", "epochs", "time per run", "machine"]
+    details = [
+        f"- `{line['preset']}`: `{line['command']}`; "
+        + (", ".join(f"[`{run}/`](../{run}/)" for run in line["runs"]) or NOT_MEASURED)
+        for line in lines
+    ]
+    return f"""All 50,000 training images, last epoch. A standard deviation needs more than one seed.
+
+{table(headings, map(preset_row, lines))}
+
+{chr(10).join(details)}"""
+
+
+def preset_row(line: dict[str, Any]) -> list[str]:
+    if not line["runs"]:
+        return [f"`{line['preset']}`", NOT_MEASURED, "", "", "0", "", "", ""]
+    summaries = [read(ROOT / run / "summary.json") for run in line["runs"]]
+    accuracies = [read(ROOT / run / "evaluation.json")["accuracy"] for run in line["runs"]]
+    minutes = statistics.mean(summary["training_seconds"] for summary in summaries) / 60
+    return [
+        f"`{line['preset']}`",
+        f"**{statistics.mean(accuracies):.2%}**",
+        f"{statistics.stdev(accuracies):.2%}" if len(accuracies) > 1 else "-",
+        f"{min(accuracies):.2%}",
+        str(len(accuracies)),
+        str(summaries[0]["epochs"]),
+        f"{minutes:.0f} min",
+        f"{machine_of_run(summaries[0])}; {line['note']}",
+    ]
+
+
+def trials_section() -> str:
+    """What was tried, its figure and the decision."""
+    headings = ["tried", "recipe changes", "epochs", "validation accuracy or speed", "n", "decision"]
+    return f"""Chosen on the validation images; an accuracy of several seeds is a mean with its standard deviation. A difference smaller
+than the spread over seeds decides nothing; for n = 1 that spread was not measured. For a trial of speed, n is the number of
+precisions and batch sizes, and the figure the smallest and the largest ratio of images per second.
+
+{table(headings, map(trial_row, read(RESULTS / "trials.json")))}
+
+- Command: `cifar train` with the flags of the recipe changes (see [recipes.md](recipes.md))
+- Machine: not recorded; accuracies do not depend on it beyond rounding
+- JSON: [`trials.json`](trials.json), copied from the output of `cifar train`; the runs were not kept"""
+
+
+def trial_row(trial: dict[str, Any]) -> list[str]:
+    if "speed" in trial:
+        ratios = speed_ratios(**trial["speed"])
+        figure = f"{min(ratios):.2f} to {max(ratios):.2f} times `{trial['speed']['base']}`"
+        return [trial["what"], "-", "-", figure, f"{len(ratios)} pairs", trial["decision"]]
+    accuracies = trial["val_accuracy"]
+    spread = f" ± {statistics.stdev(accuracies):.2%}" if len(accuracies) > 1 else ""
+    changes = ", ".join(f"`{name} = {value}`" for name, value in flatten(trial["changes"]).items())
+    if trial["base"]:
+        changes = f"`{trial['base']}` with {changes}" if changes else f"`{trial['base']}`"
+    figure = f"{statistics.mean(accuracies):.2%}{spread}"
+    return [trial["what"], changes, str(trial["epochs"]), figure, str(len(accuracies)), trial["decision"]]
+
+
+def flatten(values: dict[str, Any]) -> dict[str, Any]:
+    """Recipe keys without their tables."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(value if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def speed_ratios(file: str, *, tried: str, base: str) -> list[float]:
+    """Images per second of each tried side over its base, at every precision and batch size of a benchmark."""
+    speeds = {
+        (result.side.name, timing.batch_size): timing.images_per_second
+        for result in read_benchmark(file).results
+        for timing in result.timings
+    }
+    return [
+        speed / speeds[name.replace(tried, base, 1), size]
+        for (name, size), speed in speeds.items()
+        if name.startswith(tried)
+    ]
+
+
+def precisions_section() -> str:
+    files = {
+        "fp32": "../toolkit/weights/export.json",
+        "fp16": "export-fp16.json",
+        "int8, for CPUs": "export-int8.json",
+        "int8, for GPUs": "export-int8-gpu.json",
+    }
+    headings = ["precision", "test accuracy", "points lost", "largest logit difference", "differing labels", "bytes"]
+    rows = [[name, *precision_cells(read(RESULTS / file)["figures"])] for name, file in files.items()]
+    lines = sources(
+        command="cifar export model.onnx --checkpoint toolkit/weights/checkpoint.pt --precision PRECISION --json",
+        files=list(files.values()),
+        machine="processor not recorded; ONNX Runtime on the CPU",
+        n="1 model, 10,000 test images",
+    )
+    return f"""The shipped model, each file accepted by the gate. Differences are from PyTorch in float32, on the test set. In int8 the whole
+network computes with integers; the scaling of the pixels and the softmax stay in float. `--target gpu` gives the last row.
+
+{table(headings, rows)}
+
+{lines}"""
+
+
+def precision_cells(figures: dict[str, Any]) -> list[str]:
+    return [
+        f"{figures['test_accuracy']:.2%}",
+        f"{100 * (figures['reference_correct'] - figures['test_correct']) / figures['test_images']:.2f}",
+        f"{figures['max_logit_difference']:.1e}",
+        str(figures["differing_labels"]),
+        f"{figures['bytes']:,}",
+    ]
+
+
+def calibration_section() -> str:
+    found = read(RESULTS / "calibration.json")
+    exact, *others = found["results"]
+    ways: dict[tuple[str, bool, int], list[dict[str, Any]]] = {}
+    for result in others:
+        ways.setdefault((result["method"], result["reduce_range"], result["images"]), []).append(result)
+    rows = [
+        [
+            method,
+            "7 bits" if reduce_range else "8 bits",
+            str(images),
+            f"{statistics.mean(result['accuracy'] for result in results):.2%}",
+            f"{statistics.mean(result['mean_logit_difference'] for result in results):.3f}",
+            f"{statistics.mean(result['largest_logit_difference'] for result in results):.2f}",
+        ]
+        for (method, reduce_range, images), results in ways.items()
+    ]
+    headings = ["method", "weights", "images", "validation accuracy", "mean logit difference", "largest"]
+    draws = len(next(iter(ways.values())))
+    versions = ", ".join(f"{name} {version}" for name, version in found["libraries"].items())
+    lines = sources(
+        command="python -m results.choose_calibration runs/NAME/best.pt --json results/calibration.json",
+        files=["calibration.json"],
+        machine=f"processor not recorded; {versions}",
+        n=f"{draws} draws of calibration images, {exact['validation_images']:,} validation images",
+    )
+    return f"""The ranges of activations, from images that a network was trained on, judged on validation images. The network is `fast` with
+{found["epoch"]} epochs (`cifar train --recipe fast --epochs 12 --warmup-epochs 1`), {exact["accuracy"]:.2%} in float32. Means over the draws.
+
+{table(headings, rows)}
+
+One draw differs from the next by a tenth of a point or more, so the methods are equally accurate. ONNX Runtime's entropy
+method ends at the same ranges as minmax, and percentile has larger errors at worst: `export` uses minmax. It uses 512 images;
+128 did equally well. For CPUs it uses 7 bits although 8 are better, because processors without VNNI overflow with 8.
+
+{lines}"""
+
+
+def training_section() -> str:
+    found = read_benchmark("bench-train.json")
+    by_name: dict[str, dict[int, Result]] = {}
+    for result in found.results:
+        for timing in result.timings:
+            by_name.setdefault(result.side.name, {})[timing.batch_size] = result
+    sizes = sorted({size for results in by_name.values() for size in results})
+    shown = 128  # the batch size of start, first steps and memory
+    rows = [
+        [
+            name,
+            *(f"{t.images_per_second:,.0f} ({t.ratio:.2f})" for size in sizes for t in results[size].timings),
+            f"{results[shown].start_seconds:.1f} s",
+            f"{results[shown].figures['first_steps_seconds']:.1f} s",
+            f"{(results[shown].memory or 0) / 1e6:,.0f} MB",
+        ]
+        for name, results in by_name.items()
+    ]
+    headings = ["step", *(f"batch {size}" for size in sizes), "start", "first 5 steps", "peak memory"]
+    lines = sources(
+        command="cifar bench train --device cpu --json",
+        files=["bench-train.json"],
+        machine=f"{machine_of(found)}; a virtual machine",
+        n=f"{rounds_of(found)} rounds per step and batch size, up to {widest_spread(found):.0%} of the median apart",
+    )
+    return f"""`{found.settings["model"]}` on random images: images per second, and in brackets the ratio to the conventional loop (`DataLoader`,
+torchvision's transforms, float32). Start, first steps (compilation included) and memory are those of batch size {shown}.
+Compiled steps have since been removed from the toolkit.
+
+{table(headings, rows)}
+
+{lines}"""
+
+
+def rounds_of(benchmark: BenchmarkResult) -> int:
+    """The number of rounds, the same for all sides."""
+    (rounds,) = {len(timing.rounds) for result in benchmark.results for timing in result.timings}
+    return rounds
+
+
+def widest_spread(benchmark: BenchmarkResult) -> float:
+    """The largest distance between two rounds of one side, as a share of their median."""
+    timings = [timing for result in benchmark.results for timing in result.timings]
+    return max((max(timing.rounds) - min(timing.rounds)) / timing.images_per_second for timing in timings)
+
+
+def prediction_section() -> str:
+    found = read_benchmark("bench-predict.json")
+    single, folder = found.results[:2], found.results[2:]
+    pictures = found.settings["pictures"]
+    rows = [
+        [result.side.name, f"{result.timings[0].p50_ms:,.0f} ms", f"{result.timings[0].ratio:.2f}", megabytes(result)]
+        for result in single
+    ]
+    rows += [
+        [
+            result.side.name,
+            f"{result.timings[0].images_per_second:,.0f} pictures/s",
+            f"{result.timings[0].ratio:.2f}",
+            megabytes(result),
+        ]
+        for result in folder
+    ]
+    rows.append(["folder, cifar predict without its start", "", f"{found.figures['ratio_after_start']:.2f}", ""])
+    lines = sources(
+        command="cifar bench predict --json",
+        files=["bench-predict.json"],
+        machine=machine_of(found),
+        n=f"{len(single[0].timings[0].rounds)} rounds of one picture, {len(folder[0].timings[0].rounds)} of the folder",
+    )
+    return f"""`cifar predict` as a whole process, imports included, compared with a bare script of NumPy, Pillow and ONNX Runtime that
+predicts one picture at a time, and with ONNX Runtime alone, which is fed with arrays in batches and decodes nothing. The folder
+holds {pictures:,} PNG files. Ratios are of speeds: to the bare script for one picture, to ONNX Runtime alone for the folder.
+
+{table(["program", "time or speed", "ratio", "peak memory"], rows)}
+
+{lines}"""
+
+
+def megabytes(result: Result) -> str:
+    return "" if result.memory is None else f"{result.memory / 1e6:.0f} MB"
+
+
+def deployment_section() -> str:
+    found = read_benchmark("bench-deploy.json")
+    sizes = [timing.batch_size for timing in found.results[0].timings]
+    headings = ["side", "test accuracy", "file", "start", "memory", "one image: p50 / p95 / p99"]
+    headings += [f"images/s, batch {size}" for size in sizes]
+    lines = sources(
+        command="cifar bench deploy fp32.onnx fp16.onnx int8.onnx --plot results/bench-deploy.png --json",
+        files=["bench-deploy.json"],
+        machine=machine_of(found),
+        n=f"{rounds_of(found)} rounds per side and batch size; percentiles over all calls; 10,000 test images",
+    )
+    return f"""The shipped model in every form. A bare session is ONNX Runtime with its own defaults. Start is the time to open the model in
+a process that has imported its libraries; memory is what the process took from then on.
+
+{table(headings, map(deployment_row, found.results))}
+
+![Speed and latency of each side](bench-deploy.png)
+
+CUDA and TensorRT: not measured.
+
+{lines}"""
+
+
+def deployment_row(result: Result) -> list[str]:
+    one = timing_of(result, 1)
+    return [
+        result.side.name.replace(", cpu", ""),
+        f"{result.figures['accuracy']:.2%}",
+        f"{result.figures['file_bytes'] / 1e3:,.0f} kB",
+        f"{1e3 * (result.start_seconds or 0):,.0f} ms",
+        f"{(result.memory or 0) / 1e6:,.0f} MB",
+        f"{one.p50_ms:.2f} / {one.p95_ms:.2f} / {one.p99_ms:.2f} ms",
+        *(f"{timing.images_per_second:,.0f}" for timing in result.timings),
+    ]
+
+
+def timing_of(result: Result, batch_size: int) -> Timing:
+    return next(timing for timing in result.timings if timing.batch_size == batch_size)
+
+
+LIMITS = {
+    "two-cores": "both cores",
+    "one-core": "one core (`cpuset.cpus`)",
+    "quota-1.5": "a quota of 1.5 cores",
+    "quota-1": "a quota of 1 core",
+    "quota-0.5": "a quota of half a core",
+}
+
+
+def limits_section() -> str:
+    found = {name: read_benchmark(f"limits/{name}.json") for name in LIMITS}
+    rows = []
+    for name, benchmark in found.items():
+        cells = [LIMITS[name], str(benchmark.cores)]
+        for batch_size in (1, 64):
+            for kind in ("onnx", "bare"):
+                result = next(r for r in benchmark.results if r.side.options["kind"] == kind)
+                timing = timing_of(result, batch_size)
+                cells.append(f"{timing.images_per_second:,.0f} ({timing.p99_ms:.1f} ms)")
+        rows.append(cells)
+    headings = ["limit", "threads", "batch 1", "batch 1, bare session", "batch 64", "batch 64, bare session"]
+    first = found["two-cores"]
+    lines = sources(
+        command="cifar bench deploy fp32.onnx int8.onnx --batch-size 1 --batch-size 64 --json",
+        files=[f"limits/{name}.json" for name in LIMITS],
+        machine=f"{machine_of(first)}; Linux control groups, as containers use them",
+        n=f"{rounds_of(first)} rounds per limit, side and batch size",
+    )
+    return f"""Images per second of the float32 model, and in brackets the 99th percentile of a call, in a process that may not use the whole
+machine. A bare session starts a thread per core of the machine, and idle threads spin. The toolkit's session starts a thread
+per core that the process may use, and idle threads soon sleep. (`taskset` does not show the difference: a bare session
+resets the affinity.)
+
+{table(headings, rows)}
+
+{lines}"""
+
+
+def recipes_page() -> str:
+    """The reference of recipe keys, from the recipe itself."""
+    presets = {name: load_recipe(name).as_dict() for name in sorted(preset_names(), key=lambda n: n != "reference")}
+    rows, differences = [], []
+    for key in recipe_keys():
+        values = [toml_value(v[key.table][key.name] if key.table else v[key.name]) for v in presets.values()]
+        rows.append([f"`{key.name}`", key.table and f"`[{key.table}]`", toml_value(default_of(key)), key.help])
+        if len(set(values)) > 1:
+            differences.append([f"`{key.name}`", *values])
+    return f"""# Recipes
+
+A recipe holds every choice of a training run. `cifar train --recipe` takes the name of a preset, or a TOML or JSON file.
+Keys that a file leaves out have their default. Each key is also a flag: `batch_size` is `--batch-size`. A run folder
+holds its complete recipe in `recipe.toml`, which is a recipe file again. This page is written from the toolkit by
+`python -m results.write_tables`.
+
+## Keys
+
+Keys without a table stand at the top of the file.
+
+{table(["key", "table", "default", "meaning"], rows)}
+
+## Presets
+
+Keys in which the presets differ. `reference` has all defaults; `demo` is for the drawn pictures of `cifar demo`.
+
+{table(["key", *(f"`{name}`" for name in presets)], differences)}
+"""
+
+
+def default_of(key: Any) -> Any:
+    defaults = Recipe().as_dict()
+    return defaults[key.table][key.name] if key.table else defaults[key.name]
+
+
+def toml_value(value: Any) -> str:
+    return f"`{json.dumps(value)}`"
+
+
+def model_card() -> str:
+    run, evaluation = read(WEIGHTS / "summary.json"), read(WEIGHTS / "evaluation.json")
+    figures = read(WEIGHTS / "export.json")["figures"]
+    preset = shipped_preset()
+    rows = [[name, f"{value:.2%}"] for name, value in evaluation["per_class_accuracy"].items()]
+    checkpoint = hashlib.sha256((WEIGHTS / "checkpoint.pt").read_bytes()).hexdigest()
+    return f"""# Model card: the shipped `{run["model"]}`
+
+`model.onnx` classifies a picture as one of the ten classes of CIFAR-10. `checkpoint.pt` holds the same weights for PyTorch.
+Both were made by `{preset["command"]}` ({preset["note"]}) and `cifar export`.
+
+- **Architecture**: ResNet-20 with 1x1 convolutions in the shortcuts, {run["parameters"]:,} parameters.
+- **Recipe**: the preset `{preset["preset"]}`, {run["epochs"]} epochs, seed {run["seed"]}; the metadata of the ONNX file hold all of it.
+- **Data**: all {run["train_images"]:,} training images of CIFAR-10 (Krizhevsky, 2009), none held out; weights of the last epoch.
+- **Test accuracy**: {evaluation["accuracy"]:.2%} ({evaluation["correct"]:,} of {evaluation["images"]:,} images), in PyTorch and in ONNX Runtime.
+- **Choices**: the small crops were chosen on validation images; random erasing follows its paper; learning rate and weight
+  decay come from earlier trials whose test accuracy was known, so the test set influenced them indirectly.
+- **Calibration**: expected calibration error {evaluation["calibration_error"]:.4f} (15 bins), cross-entropy {evaluation["loss"]:.4f} nats.
+- **Parity with PyTorch**: largest difference of a logit {figures["max_logit_difference"]:.1e}; differing labels {figures["differing_labels"]}.
+- **Checksums** (SHA-256): `model.onnx` {figures["sha256"]},
+  `checkpoint.pt` {checkpoint}.
+
+{table(["class", "test accuracy"], rows)}
+
+**Intended use**: a reference for training, exporting and verifying such a network, and a first model to try.
+
+**Limits**: every picture gets one of the ten classes; the probability means nothing for pictures unlike those of CIFAR-10.
+Pictures are reduced to 32x32 pixels. The photographs and labels of CIFAR-10 have the biases of their sources. The model was
+not tested against adversarial pictures, nor for any use in which a mistake does harm.
+"""
+
+
+if __name__ == "__main__":
+    main()
