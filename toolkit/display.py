@@ -52,6 +52,13 @@ def output_width() -> int:
 # Progress on stderr
 
 
+def _stderr_console() -> Console:
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    return console
+
+
 class TrainingDisplay:
     """Show a training run on stderr: one line per epoch and, on a terminal, a live line below them.
 
@@ -74,7 +81,7 @@ class TrainingDisplay:
         self._estimated = False
         self._first_step_end: float | None = None  # of the current epoch
         self._first_done = self._last_done = 0  # images
-        self._console = Console(stderr=True, highlight=False)
+        self._console = _stderr_console()
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[state]}"))
         self._bar = Progress(
             *columns, console=self._console, transient=True, expand=True, disable=not self._console.is_terminal
@@ -139,15 +146,15 @@ class TrainingDisplay:
                 self.note("A shorter way to 91% is the preset `fast`: cifar train --recipe fast --val-size 0")
 
 
-_EPOCH_COLUMNS = (  # heading, width: 79 characters with the spaces between them
-    ("epoch", 9), ("loss", 6), ("train acc", 9), ("val acc", 7), ("learning rate", 13), ("images/s", 9),
+_EPOCH_COLUMNS = (  # heading, width: 74 characters with the spaces between them
+    ("epoch", 7), ("loss", 6), ("train acc", 9), ("val acc", 7), ("learning rate", 13), ("images/s", 9),
     ("run left", 11),
 )  # fmt: skip
 
 
 def _epoch_line(cells: Sequence[str]) -> Table:
     """One row of the table of epochs, whose rows are printed one by one: hence columns of fixed widths."""
-    table = Table.grid(padding=(0, 2, 0, 0))
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for _, width in _EPOCH_COLUMNS:
         table.add_column(justify="right", min_width=width, no_wrap=True)
     table.add_row(*cells)
@@ -177,7 +184,7 @@ def download_bar() -> Iterator[Callable[[str, int, int], None]]:
 
     Shows nothing until the first call. Prints each name once, and a live bar on a terminal.
     """
-    console = Console(stderr=True, highlight=False)
+    console = _stderr_console()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -374,22 +381,18 @@ def _table(
 
 
 def _facts(facts: Sequence[tuple[str, str]]) -> str:
-    """Lay out labels and values, one pair per line; a long value continues below itself. Words stay whole."""
+    """Lay out labels and values, one pair per line; a long value continues below itself."""
     indent = max(len(label) for label, _ in facts) + 3
-    return "\n".join(_wrap(f"{label:<{indent}}{display(value)}", indent=indent) for label, value in facts)
+    lines = []
+    for label, value in facts:
+        first, *others = _wrap(display(value), width=output_width() - indent).splitlines() or [""]
+        lines += [f"{label:<{indent}}{first}", *(" " * indent + other for other in others)]
+    return "\n".join(lines)
 
 
-def _wrap(text: str, *, indent: int = 0) -> str:
-    """Wrap between words alone: a path or a checksum stays whole, so that it can be copied."""
-    return textwrap.fill(
-        text,
-        width=output_width(),
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-        drop_whitespace=True,
-        replace_whitespace=False,
-    )
+def _wrap(text: str, *, width: int | None = None) -> str:
+    """Wrap between words only: paths and commands stay whole, so that they can be copied."""
+    return textwrap.fill(text, width or output_width(), break_long_words=False, break_on_hyphens=False)
 
 
 # Benchmarks
