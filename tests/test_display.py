@@ -225,24 +225,24 @@ Time         49 min 56 s of training on AMD EPYC 9B14, 2 threads
 def test_seeds_of_a_run(width):
     expected = """\
 2 seeds of resnet20, 272,474 parameters, in runs/fast
-seed  train acc        time
-0        97.00%  1 min 01 s
-1        98.00%  2 h 02 min
-mean     97.50%
-std           -
-min      97.00%
+seed     train acc        time
+0           97.00%  1 min 01 s
+1           98.00%  2 h 02 min
+mean        97.50%
+std              -
+minimum     97.00%
 """
     assert display.seeds_lines(Path("runs/fast"), SEEDS) + "\n" == expected
 
 
 def test_test_accuracy_of_each_seed(width):
     expected = """\
-seed  test acc  correct  epoch
-0       90.45%    9,000     40
-1       90.46%    9,001     39
-mean    90.46%
-std      0.01%
-min     90.45%
+seed     test acc  correct  epoch
+0          90.45%    9,000     40
+1          90.46%    9,001     39
+mean       90.46%
+std         0.01%
+minimum    90.45%
 """
     assert display.seeds_metrics_lines(SEEDS_METRICS) + "\n" == expected
 

@@ -242,7 +242,7 @@ def seeds_lines(path: Path, summary: dict[str, Any]) -> str:
         [str(row["seed"]), *(f"{row[name]:.2%}" for name in names), _duration(row["training_seconds"])]
         for row in summary["seeds"]
     ]
-    rows += [[label, *(_number(figures[name][label], ".2%") for name in names)] for label in _SPREAD]
+    rows += [[label, *(_number(figures[name][key], ".2%") for name in names)] for label, key in _SPREAD]
     title = _wrap(f"{summary['n']} seeds of {summary['model']}, {summary['parameters']:,} parameters, in {path}")
     return f"{title}\n{_table(['seed', *(headings[name] for name in names), 'time'], rows)}"
 
@@ -254,11 +254,11 @@ def seeds_metrics_lines(result: "SeedsMetrics") -> str:
         for seed, (epoch, metrics) in enumerate(zip(result.epochs, result.metrics, strict=True))
     ]
     accuracy = result.as_dict()["figures"]["accuracy"]
-    rows += [[label, _number(accuracy[label], ".2%")] for label in _SPREAD]
+    rows += [[label, _number(accuracy[key], ".2%")] for label, key in _SPREAD]
     return _table(["seed", "test acc", "correct", "epoch"], rows)
 
 
-_SPREAD = ("mean", "std", "min")
+_SPREAD = (("mean", "mean"), ("std", "std"), ("minimum", "min"))
 
 
 def metrics_lines(metrics: "Metrics") -> str:
