@@ -26,7 +26,7 @@ ALLOWED = {  # room -> the rooms and modules of toolkit/ (or `models`) that it m
     "toolkit/training": ("models", *BOTTOM, "device", "recipes", "data", "runs", "evaluation"),
     "toolkit/deploy": ("models", *BOTTOM, "inference", "recipes", "data", "runs", "evaluation"),
     "toolkit/doctor.py": (*BOTTOM, "inference", "data"),
-    "toolkit/display.py": (*BOTTOM, "recipes"),
+    "toolkit/display.py": ("models", *BOTTOM, "recipes"),
     "toolkit/command_line.py": (*BOTTOM, "recipes"),
     "toolkit/demo.py": (),
 }

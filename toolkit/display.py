@@ -1,14 +1,15 @@
-"""How progress and results look on a terminal. Progress is written to stderr; results come back as text."""
+"""Terminal output: progress goes to stderr as it happens; results are returned as text for stdout."""
 
+import io
+import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -19,6 +20,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from rich.text import Text
+
+from toolkit.files import display
 
 if TYPE_CHECKING:
     from models.cost import Cost
@@ -31,92 +35,142 @@ if TYPE_CHECKING:
     from toolkit.recipes.recipe import Recipe
     from toolkit.training.trainer import EpochRecord
 
-REPORT_WIDTH = 120  # characters
-LONG_RUN = 15 * 60  # seconds from which on a run's first lines say how long it will take
-SECONDS_BEFORE_ESTIMATE = 5.0  # of steps, so that warming up does not distort the estimate much
+FILE_WIDTH = 100  # characters a line where stdout is a file or a pipe
+LONG_RUN_SECONDS = 15 * 60  # a run estimated to take longer is announced
+WARMUP_SECONDS = 5.0  # of steps before the first estimate: the first steps are slower than the rest
+MATRIX_CLASSES = 20  # the confusion matrix of more classes is replaced by its largest entries
+ROWS_SHOWN = 10  # of these entries, and of the classes with the lowest accuracy
+
+
+def output_width() -> int:
+    """Return the width of the terminal behind stdout, or `FILE_WIDTH` where stdout is a file or a pipe."""
+    return Console().width if sys.stdout.isatty() else FILE_WIDTH
+
+
+# Progress on stderr
+
+
+def _stderr_console() -> Console:
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    return console
 
 
 class TrainingDisplay:
-    """Progress of a run: a live line on a terminal, and a plain line for each epoch anywhere.
+    """Show a training run on stderr: one line per epoch and, on a terminal, a live line below them.
+
+        with TrainingDisplay(recipe) as display:
+            train(recipe, ..., on_epoch=display.epoch, on_progress=display.step, note=display.note)
 
     Args:
-        recipe: for the number of epochs, and what each costs.
-        epochs_done: those that an interrupted run has behind it.
-        suggest_fast: name the shorter preset where the run will take long.
+        recipe: gives the number of epochs and the crop size of each, on which its cost depends.
+        epochs_done: epochs completed before this run was resumed.
+        suggest_fast: name the preset `fast` if the run is estimated to take longer than `LONG_RUN_SECONDS`.
     """
 
     def __init__(self, recipe: "Recipe", *, epochs_done: int = 0, suggest_fast: bool = False) -> None:
         from toolkit.recipes.schedule import crop_size_of
 
-        self.epochs = recipe.epochs
-        self.costs = [crop_size_of(recipe, epoch) ** 2 for epoch in range(1, recipe.epochs + 1)]  # pixels an image
-        self.suggest_fast = suggest_fast
-        self.console = Console(stderr=True, highlight=False)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(),
+        self._epochs = recipe.epochs
+        self._costs = [crop_size_of(recipe, epoch) ** 2 for epoch in range(1, recipe.epochs + 1)]  # pixels per image
+        self._epochs_done = epochs_done
+        self._suggest_fast = suggest_fast
+        self._estimated = False
+        self._first_step_end: float | None = None  # of the current epoch
+        self._first_done = self._last_done = 0  # images
+        self._console = _stderr_console()
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[state]}"))
+        self._bar = Progress(
+            *columns, console=self._console, transient=True, expand=True, disable=not self._console.is_terminal
         )
-        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        self.task: TaskID = self.bar.add_task("", total=None, speed="")
-        self.epochs_done = epochs_done
-        self.start: float | None = None  # when the first step of this epoch ended
-        self._first_done = self._last_done = 0
-        self.estimated = False
+        self._task: TaskID = self._bar.add_task(self._epoch_name(), total=None, state="")
 
     def __enter__(self) -> "TrainingDisplay":
-        self.bar.start()
-        self.note("epoch   loss   train acc   val acc   learning rate   images/s   time left")
+        self._bar.start()
+        self._console.print(_epoch_line([heading for heading, _ in _EPOCH_COLUMNS]))
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        self._bar.stop()
 
     def step(self, done: int, images: int) -> None:
-        """Called after each step with the images done in this epoch, and those it has in all."""
-        if self.start is None or done <= self._last_done:
-            self.start, self._first_done = time.perf_counter(), done
+        """Update the live line after a step: `done` of the epoch's `images` have been trained on."""
+        if self._first_step_end is None or done <= self._last_done:  # a new epoch
+            self._first_step_end, self._first_done = time.perf_counter(), done
         self._last_done = done
-        seconds = time.perf_counter() - self.start
+        seconds = time.perf_counter() - self._first_step_end
         speed = (done - self._first_done) / seconds if seconds > 0 else 0.0
-        self.bar.update(
-            self.task,
-            completed=done,
-            total=images,
-            description=f"epoch {self.epochs_done + 1}/{self.epochs}",
-            speed=f"{speed:,.0f} images/s",
-        )
-        if not self.estimated and seconds > SECONDS_BEFORE_ESTIMATE and speed > 0:
-            self.estimated = True
-            self._say_how_long(images / speed * (1 + self._epochs_like(self.epochs_done + 1)))
-
-    def _epochs_like(self, epoch: int) -> float:
-        """How many epochs as dear as this one the epochs after it amount to: smaller crops cost less."""
-        return sum(self.costs[epoch:]) / self.costs[min(epoch, self.epochs) - 1]
-
-    def _say_how_long(self, seconds: float) -> None:
-        if seconds > LONG_RUN:
-            self.note(f"This run will take about {_duration(seconds)} on this machine.")
-            if self.suggest_fast:
-                self.note("A shorter way to 91% is the preset `fast`: cifar train --recipe fast --val-size 0")
+        if speed == 0:
+            state = ""
+        else:
+            epoch_left = (images - done) / speed
+            run_left = epoch_left + images / speed * self._later_epochs(self._epochs_done + 1)
+            state = f"{speed:,.0f} images/s, left: epoch {_estimate(epoch_left)}, run {_estimate(run_left)}"
+        self._bar.update(self._task, completed=done, total=images, description=self._epoch_name(), state=state)
+        if not self._estimated and speed > 0 and seconds > WARMUP_SECONDS:
+            self._estimated = True
+            self._announce_long_run(images / speed * (1 + self._later_epochs(self._epochs_done + 1)))
 
     def epoch(self, record: "EpochRecord") -> None:
-        """Print the line of an epoch that has ended."""
-        self.epochs_done = record.epoch
-        validation = "-" if record.val_accuracy is None else f"{record.val_accuracy:.2%}"
-        self.note(
-            f"{record.epoch:>3}/{self.epochs:<3}{record.train_loss:>6.3f}{record.train_accuracy:>11.2%}{validation:>11}"
-            f"{record.learning_rate:>14.5f}{record.images_per_second:>12,.0f}"
-            f"{_duration(self._epochs_like(record.epoch) * record.seconds):>13}"
+        """Print the line of a completed epoch."""
+        self._epochs_done = record.epoch
+        row = (
+            f"{record.epoch}/{self._epochs}",
+            f"{record.train_loss:.3f}",
+            f"{record.train_accuracy:.2%}",
+            _number(record.val_accuracy, ".2%"),
+            f"{record.learning_rate:.5f}",
+            f"{record.images_per_second:,.0f}",
+            _estimate(self._later_epochs(record.epoch) * record.seconds),
         )
+        self._console.print(_epoch_line(row))
 
-    def note(self, line: str) -> None:
-        """Print a line above the live one."""
-        self.console.print(line, markup=False, soft_wrap=True)
+    def note(self, text: str) -> None:
+        """Print a line above the live one, wrapped between words on a terminal and whole in a file."""
+        self._console.print(Text(text), soft_wrap=not self._console.is_terminal)
+
+    def _epoch_name(self) -> str:
+        return f"epoch {min(self._epochs_done + 1, self._epochs)}/{self._epochs}"
+
+    def _later_epochs(self, epoch: int) -> float:
+        """Return the cost of all epochs after this one, in multiples of its own: smaller crops cost less."""
+        return sum(self._costs[epoch:]) / self._costs[min(epoch, self._epochs) - 1]
+
+    def _announce_long_run(self, seconds: float) -> None:
+        if seconds > LONG_RUN_SECONDS:
+            self.note(f"This run will take about {_estimate(seconds)} on this machine.")
+            if self._suggest_fast:
+                self.note("A shorter way to 91% is the preset `fast`: cifar train --recipe fast --val-size 0")
+
+
+_EPOCH_COLUMNS = (  # heading, width: 74 characters with the spaces between them
+    ("epoch", 7), ("loss", 6), ("train acc", 9), ("val acc", 7), ("learning rate", 13), ("images/s", 9),
+    ("run left", 11),
+)  # fmt: skip
+
+
+def _epoch_line(cells: Sequence[str]) -> Table:
+    """One row of the table of epochs, whose rows are printed one by one: hence columns of fixed widths."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for _, width in _EPOCH_COLUMNS:
+        table.add_column(justify="right", min_width=width, no_wrap=True)
+    table.add_row(*cells)
+    return table
+
+
+def _estimate(seconds: float) -> str:
+    """Format an estimated duration, which is not worth more than two significant figures."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if (minutes := round(seconds / 60)) < 100:
+        return f"{minutes} min"
+    hours, tens = divmod(round(seconds / 600), 6)
+    return f"{hours} h {10 * tens:02} min" if hours < 10 else f"{round(seconds / 3600)} h"
 
 
 def _duration(seconds: float) -> str:
+    """Format a measured duration, to the second below one hour and to the minute above."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
@@ -124,24 +178,27 @@ def _duration(seconds: float) -> str:
 
 @contextmanager
 def download_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress callback for a download: what is happening, bytes so far, bytes in all. Shows nothing until called."""
-    console = Console(stderr=True, highlight=False)
+    """Yield a progress callback for a download: what is downloaded, bytes done, bytes in all.
+
+    Shows nothing until the first call. Prints each name once, and a live bar on a terminal.
+    """
+    console = _stderr_console()
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=None),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    bar = Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal)
     tasks: dict[str, TaskID] = {}
 
-    def progress(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            console.print(what, markup=False, soft_wrap=True)
-            tasks[what] = bar.add_task("", total=total)
+    def progress(name: str, done: int, total: int) -> None:
+        if name not in tasks:
+            console.print(Text(name), soft_wrap=not console.is_terminal)
+            tasks[name] = bar.add_task("", total=total)
             bar.start()
-        bar.update(tasks[what], completed=done)
+        bar.update(tasks[name], completed=done)
 
     try:
         yield progress
@@ -149,133 +206,200 @@ def download_bar() -> Iterator[Callable[[str, int, int], None]]:
         bar.stop()
 
 
+# Results as text
+
+
 def run_lines(path: Path, summary: dict[str, Any]) -> str:
-    """The final figures of a run, in a few lines."""
+    """Format the summary of a completed run: model, accuracies and time."""
     best, last = summary["best"], summary["last"]
-    lines = [f"Run          {path}", f"Model        {summary['model']}, {summary['parameters']:,} parameters"]
+    facts = [("Run", str(path)), ("Model", f"{summary['model']}, {summary['parameters']:,} parameters")]
     if best["validation"]:
-        lines.append(f"Best epoch   {best['epoch']}, validation accuracy {best['validation']['accuracy']:.2%}")
-        lines.append(
-            f"Last epoch   {summary['epochs']}, validation accuracy {last['val_accuracy']:.2%}, training accuracy "
-            f"{last['train_accuracy']:.2%}, generalisation gap {100 * last['generalisation_gap']:.2f} points"
-        )
+        facts += [
+            ("Best epoch", f"{best['epoch']}, validation accuracy {best['validation']['accuracy']:.2%}"),
+            (
+                "Last epoch",
+                f"{summary['epochs']}, validation accuracy {last['val_accuracy']:.2%}, training accuracy "
+                f"{last['train_accuracy']:.2%}, generalization gap {100 * last['generalisation_gap']:.2f} points",
+            ),
+        ]
     else:
-        lines.append(f"Last epoch   {summary['epochs']}, training accuracy {last['train_accuracy']:.2%}")
-        lines.append("Validation   none: trained on all images, the last epoch is kept")
-    lines.append(f"Time         {_duration(summary['training_seconds'])} of training on {summary['device']}")
-    return "\n".join(lines)
+        facts += [
+            ("Last epoch", f"{summary['epochs']}, training accuracy {last['train_accuracy']:.2%}"),
+            ("Validation", "none: trained on all images, so the last epoch is kept"),
+        ]
+    facts.append(("Time", f"{_duration(summary['training_seconds'])} of training on {summary['device']}"))
+    return _facts(facts)
 
 
 def seeds_lines(path: Path, summary: dict[str, Any]) -> str:
-    """The figures over all seeds of a recipe, then each seed's."""
-    figures, rows = summary["figures"], summary["seeds"]
-    columns = {"best_val_accuracy": "best val", "val_accuracy": "last val", "train_accuracy": "train"}
-    shown = {name: heading for name, heading in columns.items() if name in figures}
-    lines = [f"{summary['n']} seeds of {summary['model']}, {summary['parameters']:,} parameters, in {path}"]
-    lines.append(f"{'seed':<10}" + "".join(f"{heading:>10}" for heading in shown.values()) + f"{'time':>15}")
-    for row in rows:
-        accuracies = "".join(f"{row[name]:>10.2%}" for name in shown)
-        lines.append(f"{row['seed']:<10}{accuracies}{_duration(row['training_seconds']):>15}")
-    for label, key in _SPREAD_ROWS:
-        lines.append(f"{label:<10}" + "".join(_percent(figures[name][key]) for name in shown))
-    return "\n".join(lines)
+    """Format a recipe's figures: one row per seed, then mean, standard deviation and minimum."""
+    figures = summary["figures"]
+    headings = {"best_val_accuracy": "best val acc", "val_accuracy": "last val acc", "train_accuracy": "train acc"}
+    names = [name for name in headings if name in figures]
+    rows = [
+        [str(row["seed"]), *(f"{row[name]:.2%}" for name in names), _duration(row["training_seconds"])]
+        for row in summary["seeds"]
+    ]
+    rows += [[label, *(_number(figures[name][key], ".2%") for name in names)] for label, key in _SPREAD]
+    title = _wrap(f"{summary['n']} seeds of {summary['model']}, {summary['parameters']:,} parameters, in {path}")
+    return f"{title}\n{_table(['seed', *(headings[name] for name in names), 'time'], rows)}"
 
 
 def seeds_metrics_lines(result: "SeedsMetrics") -> str:
-    """The test accuracy of each seed, then mean, standard deviation and minimum."""
-    lines = [f"{'seed':<10}{'test':>10}{'correct':>10}{'epoch':>8}"]
-    for seed, (epoch, metrics) in enumerate(zip(result.epochs, result.metrics, strict=True)):
-        lines.append(f"{seed:<10}{metrics.accuracy:>10.2%}{metrics.correct:>10,}{epoch:>8}")
+    """Format the test accuracy of each seed, then mean, standard deviation and minimum."""
+    rows = [
+        [str(seed), f"{metrics.accuracy:.2%}", f"{metrics.correct:,}", str(epoch)]
+        for seed, (epoch, metrics) in enumerate(zip(result.epochs, result.metrics, strict=True))
+    ]
     accuracy = result.as_dict()["figures"]["accuracy"]
-    lines += [f"{label:<10}" + _percent(accuracy[key]) for label, key in _SPREAD_ROWS]
-    return "\n".join(lines)
+    rows += [[label, _number(accuracy[key], ".2%")] for label, key in _SPREAD]
+    return _table(["seed", "test acc", "correct", "epoch"], rows)
 
 
-_SPREAD_ROWS = (("mean", "mean"), ("std", "std"), ("minimum", "min"))
-
-
-def _percent(value: float | None) -> str:
-    return f"{_number(value, '.2%'):>10}"
+_SPREAD = (("mean", "mean"), ("std", "std"), ("minimum", "min"))
 
 
 def metrics_lines(metrics: "Metrics") -> str:
-    """Accuracy, loss and calibration, each class's accuracy, and the confusion matrix."""
-    names, width = metrics.class_names, max(len(name) for name in metrics.class_names) + 2
-    lines = [
-        f"Accuracy           {metrics.accuracy:.2%} ({metrics.correct:,} of {metrics.images:,} images)",
-        f"Loss               {metrics.loss:.4f} nats",
-        f"Calibration error  {metrics.calibration_error:.4f}",
-        "",
-        f"{'true class':<{width}}{'accuracy':>9}   taken for " + " ".join(f"{name[:6]:>6}" for name in names),
+    """Format accuracy, loss and calibration error, then each class's accuracy with the confusion matrix.
+
+    Where the matrix has more than `MATRIX_CLASSES` classes or is wider than the terminal, its largest entries off the
+    diagonal and the classes with the lowest accuracy take its place.
+    """
+    facts = [
+        ("Accuracy", f"{metrics.accuracy:.2%} ({metrics.correct:,} of {metrics.images:,} images)"),
+        ("Loss", f"{metrics.loss:.4f} nats"),
+        ("Calibration error", f"{metrics.calibration_error:.4f}"),
     ]
-    for (name, accuracy), row in zip(metrics.per_class_accuracy.items(), metrics.confusion, strict=True):
-        shown = "-" if accuracy is None else f"{accuracy:.2%}"
-        lines.append(f"{name:<{width}}{shown:>9}             " + " ".join(f"{count:>6}" for count in row))
-    return "\n".join(lines)
+    matrix = _confusion_matrix(metrics) if len(metrics.class_names) <= MATRIX_CLASSES else None
+    if matrix is None or max(map(len, matrix.splitlines())) > output_width():
+        return "\n\n".join((_facts(facts), _lowest_accuracies(metrics), _most_confused(metrics)))
+    return "\n\n".join((_facts(facts), "Confusion matrix: a row per true class, a column per predicted class", matrix))
+
+
+def _confusion_matrix(metrics: "Metrics") -> str:
+    """One row per true class, as wide as it has to be; columns are headed by the classes' numbers."""
+    rows = [
+        [f"{index} {name}", _number(accuracy, ".2%"), *map(str, counts)]
+        for index, ((name, accuracy), counts) in enumerate(
+            zip(metrics.per_class_accuracy.items(), metrics.confusion, strict=True)
+        )
+    ]
+    return _table(["true class", "accuracy", *map(str, range(len(rows)))], rows, width=10_000, gap=1)
+
+
+def _lowest_accuracies(metrics: "Metrics") -> str:
+    found = [(value, name) for name, value in metrics.per_class_accuracy.items() if value is not None]
+    rows = [[name, f"{accuracy:.2%}"] for accuracy, name in sorted(found)[:ROWS_SHOWN]]
+    title = f"Lowest accuracies, {len(rows)} of {len(metrics.class_names):,} classes (--json gives all)"
+    return f"{_wrap(title)}\n{_table(['true class', 'accuracy'], rows)}"
+
+
+def _most_confused(metrics: "Metrics") -> str:
+    pairs = [
+        (count, true, predicted)
+        for true, counts in enumerate(metrics.confusion)
+        for predicted, count in enumerate(counts)
+        if true != predicted and count
+    ]
+    if not pairs:
+        return "No image was assigned to a wrong class"
+    largest = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:ROWS_SHOWN]
+    names = metrics.class_names
+    rows = [[names[true], names[predicted], f"{count:,}"] for count, true, predicted in largest]
+    title = f"Most confused pairs, {len(rows)} of {len(pairs):,}"
+    return f"{title}\n{_table(['true class', 'predicted class', 'images'], rows, texts=2)}"
 
 
 def report_lines(report: "Report") -> str:
-    """Each figure of the gate beside its limit."""
-    table = Table(box=None, pad_edge=False, show_header=True, header_style="")
-    for heading in ("check", "found", "limit", "outcome"):
-        table.add_column(heading, overflow="fold", no_wrap=heading in ("check", "outcome"))
-    for check in report.checks:
-        outcome = {True: "passed", False: "REJECTED", None: "reported"}[check.passed]
-        table.add_row(*map(escape, (check.name, check.found, check.limit, outcome)))
-    text = StringIO()
-    Console(file=text, width=REPORT_WIDTH, highlight=False, color_system=None).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
-
-
-def doctor_lines(findings: "Sequence[Finding]") -> str:
-    """What was found on this machine, a line each, with the remedy below what is missing."""
-    width = max(len(finding.name) for finding in findings) + 2
-    lines = []
-    for finding in findings:
-        mark = {True: "ok", False: "BAD", None: "--"}[finding.ok]
-        lines.append(f"{mark:<4}{finding.name:<{width}}{finding.found}")
-        if finding.remedy:
-            lines.append(" " * (4 + width) + f"-> {finding.remedy}")
-    return "\n".join(lines)
+    """Format the gate's report: the figure found by each check beside its limit."""
+    outcomes = {True: "passed", False: "REJECTED", None: "reported"}
+    rows = [[check.name, check.found, check.limit, outcomes[check.passed]] for check in report.checks]
+    return _table(["check", "found", "limit", "outcome"], rows, texts=4)
 
 
 def models_lines(costs: "Sequence[Cost]") -> str:
-    """The networks: parameters, multiply-accumulates, and whether they are under the design's ceiling."""
-    lines = [f"{'model':<15}{'parameters':>12}{'multiply-accumulates':>22}   under the ceiling"]
-    for cost in costs:
-        under = "yes" if cost.under_ceiling else "no"
-        lines.append(f"{cost.model:<15}{cost.parameters:>12,}{cost.multiply_accumulates:>22,}   {under}")
-    return "\n".join(lines)
+    """Format parameters and multiply-accumulates of each network."""
+    from models import PARAMETER_CEILING
+
+    rows = [
+        [cost.model, f"{cost.parameters:,}", f"{cost.multiply_accumulates:,}", "yes" if cost.under_ceiling else "no"]
+        for cost in costs
+    ]
+    return _table(["model", "parameters", "multiply-accumulates", f"under {PARAMETER_CEILING:,} parameters"], rows)
+
+
+def doctor_lines(findings: "Sequence[Finding]") -> str:
+    """Format the findings, one per line, each with its remedy below it."""
+    marks = {True: "ok", False: "BAD", None: "--"}
+    facts = []
+    for finding in findings:
+        facts.append((f"{marks[finding.ok]:<4}{finding.name}", finding.found))
+        if finding.remedy:
+            facts.append(("", f"-> {finding.remedy}"))
+    return _facts(facts)
 
 
 def data_lines(status: "DataStatus") -> str:
-    """Which data are there, and whether they are whole."""
+    """Format the state of a data set: its folder, its files and, if complete, its size."""
     if status.folder is None:
-        return f"demo: {status.train_count:,} training and {status.test_count:,} test pictures, drawn when needed"
-    lines = [f"{status.name} in {status.folder} (chosen by {status.chosen_by})"]
-    lines += [f"  {name:<16}{state}" for name, state in status.files.items()]
+        return _wrap(f"demo: {status.train_count:,} training and {status.test_count:,} test pictures, drawn on demand")
+    lines = [_wrap(f"{status.name} in {status.folder} (chosen by {status.chosen_by})")]
+    if status.files:
+        lines.append(_table(["file", "state"], [list(row) for row in status.files.items()], texts=2))
     if status.complete:
-        lines.append(f"{status.train_count:,} training and {status.test_count:,} test images, every MD5 right")
+        size = f"{status.train_count:,} training and {status.test_count:,} test images"
+        lines.append(f"{size}, every MD5 checksum right" if status.files else size)
     return "\n".join(lines)
 
 
+def _table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1, width: int | None = None, gap: int = 2
+) -> str:
+    """Lay out a table no wider than the terminal, without control characters.
+
+    Args:
+        headings: one per column.
+        rows: their cells; missing cells at a row's end are left empty.
+        texts: how many of the first columns hold text, aligned to the left and wrapped between words if need be; the
+            others hold numbers, aligned to the right and never wrapped.
+        width: characters a line; `output_width()` by default.
+        gap: spaces between columns.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="")
+    for index, heading in enumerate(headings):
+        if index < texts:
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(display(cell)) for cell in row))
+    text = io.StringIO()
+    Console(file=text, width=width or output_width(), color_system=None, legacy_windows=False).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _facts(facts: Sequence[tuple[str, str]]) -> str:
+    """Lay out labels and values, one pair per line; a long value continues below itself."""
+    indent = max(len(label) for label, _ in facts) + 3
+    lines = []
+    for label, value in facts:
+        first, *others = _wrap(display(value), width=output_width() - indent).splitlines() or [""]
+        lines += [f"{label:<{indent}}{first}", *(" " * indent + other for other in others)]
+    return "\n".join(lines)
+
+
+def _wrap(text: str, *, width: int | None = None) -> str:
+    """Wrap between words only: paths and commands stay whole, so that they can be copied."""
+    return textwrap.fill(text, width or output_width(), break_long_words=False, break_on_hyphens=False)
+
+
 def benchmark_lines(benchmark: "BenchmarkResult") -> str:
-    """The machine and the settings of a benchmark, its tables, and its notes."""
-    text = StringIO()
-    console = Console(file=text, width=REPORT_WIDTH, highlight=False, markup=False, emoji=False, color_system=None)
-    console.print(benchmark.heading)
+    """Format machine and settings of a benchmark, its tables, and its notes."""
+    parts = [_wrap(benchmark.heading)]
     for headings, rows in benchmark.tables():
-        table = Table(box=None, pad_edge=False, header_style="")
-        for heading in headings:
-            table.add_column(heading, overflow="fold", justify="left" if heading == "side" else "right")
-        for row in rows:
-            table.add_row(*row)
-        console.print()
-        console.print(table)
-    console.print()
-    for note in benchmark.all_notes():
-        console.print(note)
-    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
+        parts.append(_table(headings, rows, texts=headings.index("side") + 1))
+    parts += [_wrap(note) for note in benchmark.all_notes()]
+    return "\n\n".join(parts)
 
 
 def _number(value: float | None, form: str) -> str:
