@@ -160,7 +160,7 @@ def _open_best(
 ) -> tuple[onnxruntime.InferenceSession, str, str | None]:
     """The session, the provider that runs it and, where CUDA was on offer and could not be had, the reason."""
     note = None
-    if _offered("cuda"):
+    if _offered("cuda") and _nvidia_gpu():  # without a GPU, the CPU is the expected provider: no note
         try:
             return _open_on_gpu(content, options, "cuda"), "cuda", None
         except ToolkitError as error:
