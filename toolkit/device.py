@@ -92,8 +92,8 @@ def note_on_crowded_cores(device: torch.device, *, threads: int, seconds: float,
     if device.type != "cpu" or threads == 1 or share > 0.75:
         return ""
     return (
-        f"other programs keep the cores busy: {threads} threads had only {share:.0%} of the processor time, and wait for "
-        f"one another; this run may be faster if you stop it with Ctrl-C and resume it with "
+        f"other programs keep the cores busy: {threads} threads had only {share:.0%} of the processor time, and wait "
+        "for one another; this run may be faster if you stop it with Ctrl-C and resume it with "
         f"OMP_NUM_THREADS={max(1, int(share * threads))}"
     )
 

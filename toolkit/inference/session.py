@@ -58,7 +58,7 @@ class Session:
     Attributes:
         path: the file it came from.
         provider: what runs it: "cpu", "cuda" or "tensorrt".
-        note: under `auto`, why it is not a GPU that runs it although this ONNX Runtime could use one; else None.
+        note: under `auto`, why the GPU of this machine could not be used; else None.
         threads: processor threads that one call uses.
         input_form: "uint8-nhwc" or "float-nchw", what the file itself takes.
         class_names: the ten classes, in the order of the outputs.
