@@ -1,4 +1,4 @@
-"""The machine's side of a run: threads, formats, devices."""
+"""Hardware settings of a run: threads, number formats, devices."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from toolkit.errors import UsageError
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What torch is asked to set; it has 8 threads, and no number comes from the environment."""
+    """The numbers passed to torch.set_num_threads; torch has 8 threads, and OMP_NUM_THREADS is not set."""
     numbers = []
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
@@ -19,19 +19,19 @@ def asked(monkeypatch):
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(2, 2), (64, 8)])
-def test_threads_follow_the_cores_and_never_exceed_what_torch_would_take(monkeypatch, asked, cores, threads):
+def test_threads_are_limited_to_the_cores_and_never_increased(monkeypatch, asked, cores, threads):
     monkeypatch.setattr(module, "available_cores", lambda: cores)
     use_available_cores()
     assert asked == [threads]
 
 
-def test_a_number_that_the_user_gave_is_left(monkeypatch, asked):
+def test_omp_num_threads_takes_precedence(monkeypatch, asked):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     use_available_cores()
     assert asked == []
 
 
-def test_precision_that_was_asked_for_is_taken():
+def test_requested_precision_is_used():
     assert choose_dtype("float32", torch.device("cpu")) == torch.float32
     assert choose_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
     assert choose_dtype("auto", torch.device("mps")) == torch.float32
@@ -42,7 +42,7 @@ def test_unknown_device():
         choose_device("gpu")
 
 
-def test_a_note_where_other_programs_keep_the_cores_busy():
+def test_busy_cores_give_a_note():
     cpu = torch.device("cpu")
     note = note_on_crowded_cores(cpu, threads=2, seconds=10.0, processor_seconds=13.0)
     assert "2 threads had only 65%" in note

@@ -1,4 +1,4 @@
-"""The examination of the machine: one line for each thing, honest about providers, and JSON that a program reads."""
+"""Checks of the machine: a finding for each library, provider and file, as text and as JSON."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from toolkit import doctor
 from toolkit.errors import ToolkitError
 
 
-def test_everything_that_the_tests_need_is_found():
+def test_libraries_provider_and_data_are_found():
     findings = {finding.name: finding for finding in doctor.examine("demo")}
     for name in ("Python", "torch", "torchvision", "onnx", "onnxscript", "ONNX Runtime", "provider cpu", "data"):
         assert findings[name].ok, name
@@ -19,7 +19,7 @@ def test_everything_that_the_tests_need_is_found():
     assert findings["data"].found.startswith("demo: 4,000 training and 1,000 test images")
 
 
-def test_a_provider_counts_only_when_a_session_opens(monkeypatch):
+def test_a_provider_whose_session_fails_is_reported_with_a_remedy(monkeypatch):
     def fails(content, *, provider):
         raise ToolkitError(f"{provider} could not be opened")
 
@@ -29,7 +29,7 @@ def test_a_provider_counts_only_when_a_session_opens(monkeypatch):
     assert "onnxruntime-gpu[cuda,cudnn]" in findings["provider cuda"].remedy
 
 
-def test_missing_data_are_no_fault_and_name_the_command(tmp_path):
+def test_missing_data_are_optional_and_name_the_command(tmp_path):
     findings = {finding.name: finding for finding in doctor.examine(str(tmp_path))}
     assert findings["data"].ok is None
     assert findings["data"].remedy == f"cifar data --fetch --data {tmp_path}"
@@ -45,7 +45,7 @@ def test_on_the_command_line(cifar, flag):
 
 
 @pytest.mark.parametrize("library", ["torch", "onnx", "onnxruntime", "torchvision"])
-def test_a_missing_library_is_a_finding(library):
+def test_a_missing_library_is_a_failed_finding(library):
     """In a process in which importing it fails."""
     code = f"import sys; sys.modules[{library!r}] = None\n"
     code += "from toolkit.doctor import examine; print(*(f.name for f in examine('demo') if f.ok is False), sep='|')"

@@ -27,7 +27,7 @@ ALLOWED = {  # room -> the rooms and modules of toolkit/ (or `models`) that it m
     "toolkit/deploy": ("models", *BOTTOM, "inference", "recipes", "data", "runs", "evaluation"),
     "toolkit/doctor.py": (*BOTTOM, "inference", "data"),
     "toolkit/display.py": ("models", *BOTTOM, "recipes"),
-    "toolkit/command_line.py": (*BOTTOM, "recipes"),
+    "toolkit/command_line.py": (*BOTTOM, "cores", "recipes"),
     "toolkit/demo.py": (),
 }
 EVERYTHING = {"toolkit/bench", "toolkit/weights"}  # `bench` and cli.py may import everything

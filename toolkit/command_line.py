@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import typer
 
 from toolkit import __version__
+from toolkit.cores import limit_spinning
 from toolkit.errors import ToolkitError
 from toolkit.files import display
 from toolkit.recipes.recipe import recipe_keys
@@ -48,6 +49,7 @@ def command(function: Command, *, group: typer.Typer, name: str | None = None) -
     def run(*args: Any, quiet: bool = False, **kwargs: Any) -> None:
         global quiet_notes
         quiet_notes = quiet
+        limit_spinning()
         try:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM is handled as Ctrl-C is
             function(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The machine's side of a run: which device, which number format, and memory that stays in the process."""
+"""Hardware settings of a run: device, number format of the forward pass, threads and memory."""
 
 import ctypes
 import os
@@ -12,10 +12,10 @@ from toolkit.errors import UsageError
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """`auto` is CUDA where torch can use it, else Apple's MPS, else the CPU.
+    """Return the torch device of that name; `auto` prefers CUDA, then Apple's MPS, then the CPU.
 
     Raises:
-        UsageError: no such device, or torch cannot use it here.
+        UsageError: the name is unknown, or torch cannot use the device on this machine.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -34,7 +34,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The number format of the forward pass: bfloat16 under `auto` where the device computes in it natively."""
+    """Return the number format of the forward pass; `auto` is bfloat16 on devices that compute in it natively."""
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
     if device.type == "cuda":
@@ -45,14 +45,14 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether the processor has AMX or AVX-512-BF16, in whose absence bfloat16 is emulated and slow."""
+    """Whether the processor has AMX or AVX-512-BF16; without them, bfloat16 is emulated and slow."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def device_name(device: torch.device) -> str:
-    """What the summary calls the hardware."""
+    """Return the name of the hardware, for the summary of a run."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
@@ -69,32 +69,32 @@ def _cpu_model() -> str:
 
 
 def use_available_cores() -> None:
-    """Take no more threads than the cores that this process may use; a number in OMP_NUM_THREADS is left as it is.
+    """Limit torch's threads to the cores that this process may use; OMP_NUM_THREADS takes precedence.
 
-    Torch itself heeds the affinity, but not a container's quota, beyond which its threads are stopped at every turn.
+    Torch respects the affinity, but not a container's quota: threads beyond it are throttled by the kernel.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
 
 
 def note_on_crowded_cores(device: torch.device, *, threads: int, seconds: float, processor_seconds: float) -> str:
-    """What to tell a user whose training shares its cores with other programs; "" where there is nothing to say.
+    """Return a note for a user whose training shares its cores with other programs, or "" if it does not.
 
-    At every layer the threads wait for the one that lost its core: beside busy programs on two cores, two threads were
-    seen to train at an eighth of the speed of one. Idle threads spin, so on free cores nearly all of their time counts.
+    At every layer, the threads wait for the one that lost its core. On idle cores the share of processor time was 0.90
+    with two threads (batch 64, `toolkit.cores.SPIN_COUNT`).
 
     Args:
-        threads: that a step is spread over.
-        seconds: of wall time that the steps took.
-        processor_seconds: that this process had in them, over all threads.
+        threads: of each step.
+        seconds: wall time of the steps.
+        processor_seconds: of this process during the steps, over all threads.
     """
     share = processor_seconds / (threads * seconds)
     if device.type != "cpu" or threads == 1 or share > 0.75:
         return ""
     return (
-        f"other programs keep the cores busy: {threads} threads had only {share:.0%} of the time, and wait for each "
-        f"other; stopped with Ctrl-C and resumed with OMP_NUM_THREADS={max(1, int(share * threads))}, this run may "
-        "well be faster"
+        f"other programs keep the cores busy: {threads} threads had only {share:.0%} of the processor time, and wait "
+        "for one another; this run may be faster if you stop it with Ctrl-C and resume it with "
+        f"OMP_NUM_THREADS={max(1, int(share * threads))}"
     )
 
 
@@ -105,16 +105,16 @@ def let_cudnn_choose(device: torch.device) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed activations in the process instead of returning each one to the kernel.
+    """Let glibc keep freed activations in the process instead of returning each one to the kernel.
 
-    A training step frees hundreds of megabytes and asks for them again at once; by default glibc maps and unmaps
-    them, and the kernel clears every page each time. Other C libraries are left as they are.
+    A training step frees hundreds of megabytes and allocates them again at once; by default glibc maps and unmaps
+    them, and the kernel clears every page each time. With other C libraries nothing is changed.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return
     m_trim_threshold, m_mmap_threshold = -1, -3  # <malloc.h>
     libc = ctypes.CDLL(None)
-    # Bytes; larger blocks only are mapped one by one. Older releases take no more than 32 MiB.
+    # Bytes; only larger blocks are mapped one by one. Older releases accept at most 32 MiB.
     if not libc.mallopt(m_mmap_threshold, 1 << 30):
         libc.mallopt(m_mmap_threshold, 1 << 25)
     libc.mallopt(m_trim_threshold, (1 << 31) - 1)  # bytes kept at the heap's end: as many as the parameter can say

@@ -398,8 +398,8 @@ def benchmark_lines(benchmark: "BenchmarkResult") -> str:
     parts = [_wrap(benchmark.heading)]
     for headings, rows in benchmark.tables():
         parts.append(_table(headings, rows, texts=headings.index("side") + 1))
-    parts += [_wrap(note) for note in benchmark.all_notes()]
-    return "\n\n".join(parts)
+    parts.append("\n".join(map(_wrap, benchmark.all_notes())))
+    return "\n\n".join(filter(None, parts))
 
 
 def _number(value: float | None, form: str) -> str:

@@ -1,4 +1,4 @@
-"""What this machine has for training, deployment and prediction, and the command that mends what is missing."""
+"""Checks of this machine: libraries, providers, data and the shipped model, each with the command that repairs it."""
 
 import platform
 import shlex
@@ -10,20 +10,20 @@ from importlib.metadata import PackageNotFoundError, version
 from toolkit import __version__
 from toolkit.errors import ToolkitError
 
-# As in pyproject.toml: the build for GPUs is published for x86-64 Linux and Windows, and lies in the other one's place.
+# As in pyproject.toml: onnxruntime-gpu is published for x86-64 Linux and Windows, and replaces onnxruntime there.
 _GPU_BUILDS = (("linux", "x86_64"), ("win32", "AMD64"))
 ONNX_RUNTIME = "onnxruntime-gpu" if (sys.platform, platform.machine()) in _GPU_BUILDS else "onnxruntime"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination.
+    """The result of one check.
 
     Attributes:
-        name: what was looked at.
-        found: what is there.
-        ok: whether it works; None where a machine may well lack it.
-        remedy: what to do about it; "" where nothing is to be done.
+        name: the library, provider or file checked.
+        found: its version or state.
+        ok: whether it works; None if it does not and is optional.
+        remedy: the command that repairs it; "" if nothing needs repair.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Finding:
 
 
 def examine(data: str | None = None) -> tuple[Finding, ...]:
-    """Look at everything; nothing is fetched, trained or written.
+    """Check everything, without downloading or writing anything.
 
     Args:
         data: as for `toolkit.data.dataset.find_data`.
@@ -42,17 +42,17 @@ def examine(data: str | None = None) -> tuple[Finding, ...]:
     return (
         Finding("cifar", __version__),
         python,
-        *_looked_at("torch", _torch, remedy="pip install torch torchvision"),
-        *_looked_at("ONNX Runtime", _onnx_runtime, remedy=f"pip install {ONNX_RUNTIME}"),
-        *_looked_at("data", lambda: _data(data), remedy="mend the libraries first"),
-        *_looked_at("shipped model", _shipped_model, remedy="mend the libraries first"),
+        *_check("torch", _torch, remedy="pip install torch torchvision"),
+        *_check("ONNX Runtime", _onnx_runtime, remedy=f"pip install {ONNX_RUNTIME}"),
+        *_check("data", lambda: _data(data), remedy="repair the libraries first"),
+        *_check("shipped model", _shipped_model, remedy="repair the libraries first"),
     )
 
 
-def _looked_at(name: str, look: Callable[[], list[Finding]], *, remedy: str) -> list[Finding]:
-    """The findings, or the one that a library is missing or broken: that is just what the examination is for."""
+def _check(name: str, check: Callable[[], list[Finding]], *, remedy: str) -> list[Finding]:
+    """Return the findings of `check`, or a failed one if a library is missing or broken."""
     try:
-        return look()
+        return check()
     except (ImportError, OSError) as error:
         return [Finding(name, str(error), False, remedy)]
 
@@ -88,12 +88,12 @@ def _onnx_runtime() -> list[Finding]:
     built_for = f"built for CUDA {cuda}" if cuda else "built for the CPU"
     found = [Finding("ONNX Runtime", f"{onnxruntime.__version__}, {built_for}")]
     for name in ("cpu", "cuda", "tensorrt"):
-        found += _looked_at(f"provider {name}", lambda name=name: [_provider(name)], remedy="pip install onnx")  # type: ignore[misc]
+        found += _check(f"provider {name}", lambda name=name: [_provider(name)], remedy="pip install onnx")  # type: ignore[misc]
     return found
 
 
 def _provider(name: str) -> Finding:
-    """Whether a session on a one-layer model really opens; that a provider is offered says nothing."""
+    """Open a session on a one-layer model: a provider can be listed and still fail to load."""
     from toolkit.inference.session import probe
 
     try:
@@ -106,7 +106,7 @@ def _provider(name: str) -> Finding:
 _PROVIDER_REMEDIES = {
     "cpu": f"pip install --force-reinstall {ONNX_RUNTIME}",
     "cuda": 'with an NVIDIA GPU here: pip install "onnxruntime-gpu[cuda,cudnn]"',
-    "tensorrt": "with an NVIDIA GPU here: pip install tensorrt, of the CUDA major that ONNX Runtime was built for",
+    "tensorrt": "with an NVIDIA GPU here: pip install tensorrt, for the CUDA version that ONNX Runtime was built for",
 }
 
 
@@ -129,8 +129,8 @@ def _data(data: str | None) -> list[Finding]:
     if status.complete:
         images = f"{status.train_count:,} training and {status.test_count:,} test images"
         return [Finding("data", f"{status.name}: {images}, in {status.folder or 'memory'} ({status.chosen_by})")]
-    wrong = [name for name, state in status.files.items() if state != "ok"]
-    which = "none of the files" if len(wrong) == len(status.files) else f"missing or damaged are {', '.join(wrong)}"
+    faulty = [name for name, state in status.files.items() if state != "ok"]
+    which = "none of the files" if len(faulty) == len(status.files) else f"missing or damaged are {', '.join(faulty)}"
     found = f"{status.name} in {status.folder} ({status.chosen_by}): {which}"
     return [Finding("data", found, None, "cifar data --fetch" + (f" --data {shlex.quote(data)}" if data else ""))]
 
@@ -143,5 +143,5 @@ def _shipped_model() -> list[Finding]:
         session = open_model(SHIPPED_MODEL, provider="cpu")
     except ToolkitError as error:
         return [Finding("shipped model", str(error), False, "pip install --force-reinstall cifar, or cifar export")]
-    claims = ", ".join(f"{key} {session.metadata.get(key, 'unknown')}" for key in ("model", "test_accuracy"))
-    return [Finding("shipped model", f"{SHIPPED_MODEL.name}: {claims}")]
+    facts = ", ".join(f"{key} {session.metadata.get(key, 'unknown')}" for key in ("model", "test_accuracy"))
+    return [Finding("shipped model", f"{SHIPPED_MODEL.name}: {facts}")]

@@ -60,10 +60,10 @@ def test_deploy_has_a_table_of_sides_and_one_of_timings():
 def test_train_has_one_table():
     assert benchmark_lines(benchmark("train")).splitlines()[2:7] == [
         "batch  side     images/s  ratio  start s  first 5 steps s  memory MB",
-        "    8  fast[0]     1,234   1.00      0.2                -          5",
-        "    8  slow          617   0.50        -              0.4          -",
-        "    1  fast[0]      2.50   1.00      0.2                -          5",
-        "    1  slow         1.25   0.50        -              0.4          -",
+        "8      fast[0]     1,234   1.00      0.2                -          5",
+        "8      slow          617   0.50        -              0.4          -",
+        "1      fast[0]      2.50   1.00      0.2                -          5",
+        "1      slow         1.25   0.50        -              0.4          -",
     ]
 
 
