@@ -280,6 +280,7 @@ def predict(
     ] = None,
     top: Annotated[int, typer.Option(help="Number of classes to print.", min=1)] = 1,
     format: Annotated[Literal["table", "json", "jsonl", "csv"], typer.Option(help="Form of the result.")] = "table",
+    plot: Annotated[Path | None, typer.Option(help="Draw the pictures with their classes, as a PNG file.")] = None,
     batch_size: Annotated[int, typer.Option(help="Largest batch; 16 on the CPU.", min=1, max=4096)] = 64,
     provider: Provider = "auto",
 ) -> None:
@@ -292,11 +293,13 @@ def predict(
     from toolkit.inference import Classifier, Failure
     from toolkit.inference.output_format import format_predictions
 
+    if plot is not None:
+        require_writable(plot, suffix=".png")
     warnings.simplefilter("ignore")  # Pillow's, about damaged EXIF and large pictures: failures are reported per file
     classifier = Classifier(model, provider=provider)
     session = classifier.session
     note(f"Model: {display(session.path)}, {session.note or f'running on {session.provider}'}")
-    failures = 0
+    failures, drawn = 0, []
 
     def predictions() -> Any:
         nonlocal failures
@@ -305,10 +308,16 @@ def predict(
                 failures += 1
                 print_error(str(result.error))
             else:
+                drawn.extend([result] if plot else [])
                 yield result
 
     for line in format_predictions(predictions(), format, top=top):
         typer.echo(line)
+    if plot is not None and drawn:
+        from toolkit.evaluation.plots import plot_predictions
+
+        plot_predictions(drawn, plot)
+        note(f"Picture: {plot}")
     if failures:
         raise typer.Exit(1)
 

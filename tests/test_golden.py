@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 import cli
 from toolkit.deploy.export import build_graph
 from toolkit.deploy.quantize import to_fp16, to_int8
+from toolkit.device import device_name
 from toolkit.training import load_checkpoint
 
 RECORD = Path(__file__).with_name("golden.json")
@@ -40,7 +41,9 @@ OPTIMIZERS = {
 LOGIT_TOLERANCE = {"torch": 1e-3, "fp32": 1e-3, "fp16": 0.1, "int8": 0.5}
 # Ten steps of training enlarge such differences: the weights were up to 7e-4 apart between AVX-512 and AVX2, and up to
 # 9e-4 between one and two threads. So on another machine this finds gross faults alone; the hash finds all.
-WEIGHT_TOLERANCE = 3e-3
+# Muon enlarges small singular values of a gradient a hundredfold: another order of summation in the pooling layer moved
+# its weights by 7e-3.
+WEIGHT_TOLERANCE = {"SGD": 3e-3, "Adam": 3e-3, "Muon": 3e-2}
 
 TRAIN = [
     "train",
@@ -105,8 +108,9 @@ JSON = {
 
 
 def place() -> dict[str, Any]:
-    """Where results repeat bit by bit: the same torch, instruction set and number of threads."""
+    """Where results repeat bit by bit: the same torch, processor, instruction set and number of threads."""
     return {
+        "processor": device_name(torch.device("cpu")),
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -224,7 +228,7 @@ def test_weights_after_two_epochs(optimizer, scene, golden):
     found, recorded = weights_of(scene.runs[optimizer]), golden["weights"][optimizer]
     if golden["place"] == place():
         assert found == recorded
-    np.testing.assert_allclose(found["values"], recorded["values"], atol=WEIGHT_TOLERANCE, rtol=0)
+    np.testing.assert_allclose(found["values"], recorded["values"], atol=WEIGHT_TOLERANCE[optimizer], rtol=0)
 
 
 def test_logits_of_the_shipped_checkpoint_and_its_exports(golden):

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Iterations of libgomp's wait loop before a thread sleeps; its own default is 300,000. Training steps of resnet20 with
-# two threads beside two busy processes: 5 to 8 images/s by default, 29 to 33 with 10,000, 45 to 72 with 1,000.
-SPIN_COUNT = "1000"
+# two threads beside two busy processes: 5 to 8 images/s by default, 29 to 33 with 10,000, 45 to 72 with 1,000. Without
+# them 10,000 costs about 2%, 1,000 between 2 and 24%, measured on cores that were not quite idle.
+SPIN_COUNT = "10000"
 
 
 def available_cores(*, root: Path = Path("/")) -> int:

@@ -14,12 +14,12 @@ README = ROOT / "README.md"
 
 def commands() -> list[str]:
     text = README.read_text(encoding="utf-8")
-    lines = re.findall(r"^    (cifar [^#\n]*)", text, re.MULTILINE)
+    lines = re.findall(r"^(?:\$ )?(cifar [^#\n]*)", text, re.MULTILINE)
     return [line.strip() for line in lines + re.findall(r"`(cifar [a-z]+ [^`]*)`", text)]
 
 
 def test_there_are_exactly_two_set_up_lines():
-    assert re.findall(r"^    (pip .*)", README.read_text(encoding="utf-8"), re.MULTILINE) == [
+    assert re.findall(r"^(pip .*)", README.read_text(encoding="utf-8"), re.MULTILINE) == [
         "pip install . && cifar demo",
         'pip install -e ".[test]" && pytest',
     ]

@@ -21,7 +21,7 @@ from onnx import ModelProto
 
 from toolkit.data import synthetic
 from toolkit.data.cifar import TEST_COUNT
-from toolkit.data.dataset import DataSource
+from toolkit.data.dataset import DataSource, require_same_data
 from toolkit.deploy import graph
 from toolkit.deploy.metadata import find_mismatches, read_metadata, required_correct, unverified_keys
 from toolkit.deploy.quiet import quiet
@@ -36,6 +36,7 @@ from toolkit.deploy.reference import (
 )
 from toolkit.deploy.report import Check, Figures, Rejected, Report
 from toolkit.errors import ToolkitError, UsageError, first_line
+from toolkit.evaluation.evaluate import parse_identity
 from toolkit.inference.memory import limit_memory
 from toolkit.inference.model_file import find_fault, read_model_bytes
 from toolkit.reporting import Note, ignore
@@ -112,6 +113,8 @@ def verify(
     gate.check_file(data.class_names)
     trained = load_checkpoint(checkpoint) if checkpoint else None
     reference = prepare_reference(data, trained, note=note)
+    if trained is None and (recorded := gate.recorded_data()):
+        require_same_data(recorded, reference.data, what=str(model))
     gate.check_outputs(reference, note=note)
     gate.check_metadata(reference)
     return gate.report(passed=True)
@@ -169,6 +172,11 @@ class Gate:
         required = json.dumps(class_names)
         if text is not None:
             self._require(text == required, "classes", found=text[:200], limit=required[:200])
+
+    def recorded_data(self) -> dict[str, str]:
+        """The identity of the training data in the metadata; empty if there is none."""
+        assert self.model is not None
+        return parse_identity(read_metadata(self.model))
 
     def check_outputs(self, reference: Reference, *, note: Note) -> None:
         """Check that outputs are finite, consistent, like PyTorch's, and correct often enough."""

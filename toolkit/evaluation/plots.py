@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
+from toolkit.errors import ToolkitError
 from toolkit.evaluation.metrics import Metrics
-from toolkit.files import replacing
+from toolkit.files import display, replacing
+from toolkit.inference.image import read_image
 
 if TYPE_CHECKING:
     from toolkit.bench.result import BenchmarkResult
+    from toolkit.inference.pipeline import Prediction
+
+MAX_PICTURES = 36  # in one picture of predictions
 
 
 def plot_curves(records: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:
@@ -96,3 +101,42 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG file, whole or not at all."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+
+
+def plot_predictions(predictions: "Sequence[Prediction]", path: Path) -> None:
+    """Each picture as the network sees it, above bars of its most probable classes.
+
+    Args:
+        predictions: of picture files, at most `MAX_PICTURES`.
+        path: a PNG file.
+
+    Raises:
+        ToolkitError: more pictures, a picture that can no longer be read, or a file that cannot be written.
+    """
+    if len(predictions) > MAX_PICTURES:
+        raise ToolkitError(f"--plot draws at most {MAX_PICTURES} pictures, not {len(predictions)}")
+    count = len(predictions)
+    columns = min(count, 6)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(2.2 * columns, 3.2 * rows), layout="constrained")
+    axes = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[2.2, 1] * rows)
+    for each in axes.flat:
+        each.set_axis_off()
+    for number, prediction in enumerate(predictions):
+        row, column = 2 * (number // columns), number % columns
+        axes[row][column].imshow(read_image(prediction.path), interpolation="nearest")
+        axes[row][column].set_title(display(Path(prediction.path).name), fontsize=9)
+        _plot_probabilities(axes[row + 1][column], prediction.top)
+    save_figure(figure, path)
+
+
+def _plot_probabilities(axes: Any, top: Sequence[tuple[str, float]]) -> None:
+    axes.set_axis_on()
+    places = range(len(top))
+    axes.barh(places, [probability for _, probability in top], color="tab:blue", height=0.7)
+    axes.set(xlim=(0, 1.35), ylim=(len(top) - 0.4, -0.6), xticks=[])
+    axes.set_yticks(places, [display(label) for label, _ in top], fontsize=8)
+    for place, (_, probability) in zip(places, top, strict=True):
+        axes.text(probability + 0.03, place, f"{probability:.0%}", va="center", fontsize=8)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
