@@ -13,9 +13,11 @@ import torch
 from models import build_model
 from tests.support.sources import ROOT, coloured_source
 from toolkit import __version__
+from toolkit.data import dataset
 from toolkit.data.dataset import data_identity, find_data
 from toolkit.recipes.recipe import Recipe, recipe_keys
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from toolkit.training import launch
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +115,8 @@ def test_evaluate_a_run_as_table_json_and_picture(trained, cifar):
 @pytest.fixture
 def coloured(tmp_path, monkeypatch):
     """An empty folder, a short recipe in it, and a tiny data set in the place of CIFAR-10."""
-    for place in ("toolkit.data.dataset.find_data", "toolkit.training.launch.find_data"):
-        monkeypatch.setattr(place, lambda *arguments, **options: coloured_source())
+    for module in (dataset, launch):
+        monkeypatch.setattr(module, "find_data", lambda *arguments, **options: coloured_source())
     crops = {"small_crop_size": 8, "small_crop_share": 1.0}
     recipe = Recipe.from_dict({"epochs": 2, "batch_size": 50, "data_augmentation": crops, "run": {"val_size": 50}})
     (tmp_path / "short.toml").write_text(recipe.as_toml())
@@ -176,7 +178,7 @@ def test_seeds_as_a_table(coloured, cifar):
     done = cifar("train", "--recipe", "short.toml", "--seeds", 1, "--val-size", 0, "--epochs", 1, cwd=coloured)
     lines = [line.split() for line in done.stdout.splitlines()]
     assert lines[0][:4] == ["1", "seeds", "of", "resnet20,"]
-    assert lines[1] == ["seed", "train", "time"]
+    assert lines[1] == ["seed", "train", "acc", "time"]
     assert [line[0] for line in lines[2:]] == ["0", "mean", "std", "minimum"]
     assert lines[4] == ["std", "-"]  # of one seed there is none
 
@@ -194,7 +196,7 @@ def test_export_verify_evaluate_predict(trained, cifar, tmp_path):
     assert verified.returncode == 0, verified.stderr
     without = cifar("verify", model, "--data", "demo", "--min-accuracy", "0.05")
     assert "not checked (no checkpoint)" in without.stdout
-    assert "claims not checked" in without.stdout
+    assert "metadata not verified" in " ".join(without.stdout.split())
     assert "checkpoint_sha256" in without.stdout
     of_onnx = json.loads(cifar("evaluate", model, "--json").stdout)  # the file says that it belongs to the drawn data
     of_torch = json.loads(cifar("evaluate", checkpoint, "--data", "demo", "--json").stdout)
@@ -301,7 +303,7 @@ def test_each_error_has_its_message_and_exit_code(arguments, code, message, cifa
 
 
 def test_models_as_table_and_json(cifar):
-    assert "resnet20            272,474            40,813,184   yes" in cifar("models").stdout
+    assert "resnet20          272,474            40,813,184                       yes" in cifar("models").stdout
     assert [row["model"] for row in json.loads(cifar("models", "--json").stdout)] == [
         "resnet20", "resnet20-wide", "resnet32", "m6",
     ]  # fmt: skip

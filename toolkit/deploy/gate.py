@@ -109,9 +109,9 @@ def verify(
             not run on `provider` here.
     """
     check_arguments(min_accuracy=min_accuracy, provider=provider)
+    trained = load_checkpoint(checkpoint) if checkpoint else None
     gate = Gate(read_model_bytes(model), min_accuracy=min_accuracy, provider=provider)
     gate.check_file(data.class_names)
-    trained = load_checkpoint(checkpoint) if checkpoint else None
     reference = prepare_reference(data, trained, note=note)
     if trained is None and (recorded := gate.recorded_data()):
         require_same_data(recorded, reference.data, what=str(model))
