@@ -9,7 +9,7 @@ The JSON files stand in `results/`, those of the shipped model in `toolkit/weigh
 - `presets.json`: the preset, command and run folders behind each line of the table of recipes. Such a folder holds the
   run's `summary.json`, and in `evaluation.json` the output of `cifar evaluate --json`.
 - `trials.json`: a row for each ingredient that was tried. To add one, append an object with `what`; `base` (the preset
-  that was changed, or null if not recorded); `changes` (recipe keys and values, nested as in a recipe file); `epochs`;
+  or the `what` of the trial that was changed, or null); `changes` (recipe keys and values, nested as in a recipe file); `epochs`;
   `seeds` (a list, or null if not recorded); `val_accuracy` (a list in [0, 1], one value per seed); `decision`. A trial
   of speed has, in the place of these figures, `speed`: the benchmark's `file`, and how the names of the sides begin that
   were `tried` and that they are compared with (`base`).
