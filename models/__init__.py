@@ -18,7 +18,7 @@ MODELS: dict[str, Callable[..., ResNet]] = {
 
 
 def build_model(name: str, *, num_classes: int = 10, dropout_rate: float = 0.3) -> ResNet:
-    """A freshly initialised network, drawn from torch's global generator.
+    """A freshly initialized network, drawn from torch's global generator.
 
     Raises:
         ValueError: no network has this name.

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches, on the device that holds the data set.
+"""Augmentation of whole batches, on the device of the data set.
 
 Randomness comes from torch's default generator of that device, which the loop seeds at each epoch's start.
 """
@@ -49,7 +49,7 @@ def random_erasing(images: Tensor, probability: float) -> Tensor:
     frequent as standing ones, and a side that is too long for the image is shortened rather than drawn again.
 
     Args:
-        images: normalised, float (B, 3, H, W): the mean colour is 0.
+        images: normalized, float (B, 3, H, W): the mean color is 0.
         probability: that an image gets a rectangle, in [0, 1].
 
     Returns:

@@ -1,7 +1,7 @@
-"""An exponential moving average of the weights, moved on after every step.
+"""An exponential moving average of the weights, updated after every step.
 
-Not torch.optim.swa_utils.AveragedModel: on the host it counts its steps, and at each asks whether it is the first; a
-captured CUDA graph would do neither, nor warm the decay up.
+Not torch.optim.swa_utils.AveragedModel: it counts steps on the host, which a captured CUDA graph cannot do, and has no
+warm-up of the decay.
 """
 
 import copy
@@ -26,7 +26,7 @@ class WeightAverage:
     takes a pass over the training images for each validation. Counters are copied.
 
     Args:
-        network: the one that is trained, in its final place and layout; its weights must be changed in place only.
+        network: the network in training, on its device and in its layout; its weights must be changed in place only.
         decay: of the average, in [0, 1), once it has warmed up.
 
     Attributes:
@@ -58,6 +58,6 @@ class WeightAverage:
         torch._foreach_copy_(self._copies, self._counters)
 
     def load(self, averages: Mapping[str, Tensor], *, steps: int) -> None:
-        """Go on from averages that were saved: the state dict of `network`, and `steps` as it was."""
+        """Load saved averages: the state dict of `network`, and the number of steps."""
         self.network.load_state_dict(averages)
         self.steps = steps

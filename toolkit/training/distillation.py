@@ -1,4 +1,4 @@
-"""Distillation: a network that was trained before teaches this one (Hinton et al., arXiv:1503.02531)."""
+"""Distillation from a trained network, the teacher (Hinton et al., arXiv:1503.02531)."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,7 +27,7 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
 
 
 def require_fitting(teacher: Checkpoint | None, recipe: Recipe, class_names: tuple[str, ...]) -> None:
-    """Refuse a recipe without the teacher that it needs, and a teacher that may not teach by it.
+    """Check that recipe and teacher fit each other.
 
     The validation images follow from their number alone. So they are images that the teacher was not trained on if
     both hold out equally many.
