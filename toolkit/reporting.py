@@ -1,4 +1,4 @@
-"""Callbacks by which long operations report to their caller; nothing below cli.py prints."""
+"""Callbacks by which long operations report to their caller."""
 
 from collections.abc import Callable
 

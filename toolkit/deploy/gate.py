@@ -344,7 +344,7 @@ class Gate:
 
 
 def _find_near_ties(logits: Float32, limits: Limits) -> NDArray[np.bool_]:
-    """Where a difference within the limit can exchange the two best labels. (N, K) -> bool (N,)."""
+    """Images whose two best logits are at most twice the limit apart. (N, K) -> bool (N,)."""
     best = np.partition(logits, -2, axis=1)[:, -2:]
     ties: NDArray[np.bool_] = best[:, 1] - best[:, 0] <= 2 * (limits.logit_difference or 0.0)
     return ties

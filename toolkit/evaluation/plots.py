@@ -1,4 +1,4 @@
-"""Plots as PNG files: learning curves, confusion matrix, deployment benchmark."""
+"""Plots as PNG files: learning curves, confusion matrix, deployment benchmark, predictions."""
 
 from collections.abc import Sequence
 from pathlib import Path

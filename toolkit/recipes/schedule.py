@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of how many epochs have passed."""
+"""Learning rate and crop size as pure functions of how many epochs have passed."""
 
 import math
 
