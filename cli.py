@@ -281,7 +281,9 @@ def predict(
     top: Annotated[int, typer.Option(help="Number of classes to print.", min=1)] = 1,
     format: Annotated[Literal["table", "json", "jsonl", "csv"], typer.Option(help="Form of the result.")] = "table",
     plot: Annotated[Path | None, typer.Option(help="Draw the pictures with their classes, as a PNG file.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Largest batch; the CPU never uses more than 16.", min=1, max=4096)] = 64,
+    batch_size: Annotated[
+        int, typer.Option(help="Largest batch; the CPU never uses more than 16.", min=1, max=4096)
+    ] = 64,
     provider: Provider = "auto",
 ) -> None:
     """Classify picture files.
