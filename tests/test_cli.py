@@ -359,6 +359,13 @@ def test_a_start_that_fails_leaves_no_run(cifar, coloured):
         assert not list(coloured.glob("runs/**/recipe.toml"))
 
 
+def test_seeds_that_have_not_begun_stay_once_another_has(cifar, coloured, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1)
+        assert cifar("train", "--recipe", "short.toml", "--seeds", 3, cwd=coloured).returncode == 130
+    assert len(list(coloured.glob("runs/short-resnet20-seeds/seed*/recipe.toml"))) == 3
+
+
 def test_an_unfinished_run_is_named_before_a_second_one_starts(cifar, coloured, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 1)

@@ -2,7 +2,7 @@
 
 import contextlib
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -171,9 +171,7 @@ class _Launcher:
         source = self._find_data(self.options.runs / name / "seed0" / "last.pt")
         require_fitting(teacher, recipe, source.class_names)
         seed_runs = begin_seeds(recipe, seeds=seeds, source=source, name=name, root=self.options.runs, teacher=teacher)
-        with contextlib.ExitStack() as stack:
-            for run in seed_runs.runs:
-                stack.enter_context(_removed_if_not_begun(run))
+        with _removed_if_not_begun(*seed_runs.runs):
             for run in seed_runs.runs:
                 if run.is_finished:
                     self.note(f"Finished before: {run.path}")
@@ -258,11 +256,15 @@ class _Launcher:
 
 
 @contextlib.contextmanager
-def _removed_if_not_begun(run: RunFolder) -> Any:
-    """Remove a run folder whose training failed before its first checkpoint: it holds nothing but its recipe."""
+def _removed_if_not_begun(*runs: RunFolder) -> Iterator[None]:
+    """Remove run folders after a failure before the first checkpoint: they hold nothing but their recipes.
+
+    As soon as one of several seeds has a checkpoint, all folders stay: a missing folder would be missing in summaries.
+    """
     try:
         yield
     except BaseException:
-        if not run.last.exists():
-            run.remove()
+        if not any(run.last.exists() for run in runs):
+            for run in runs:
+                run.remove()
         raise
