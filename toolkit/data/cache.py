@@ -4,7 +4,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +15,7 @@ import PIL
 from filelock import FileLock, Timeout
 
 from toolkit.data.listing import Listing
-from toolkit.data.pictures import Pictures
+from toolkit.data.pictures import Pictures, decode_pictures
 from toolkit.errors import ToolkitError
 from toolkit.files import display, open_regular, replacing
 from toolkit.reporting import Note
@@ -38,9 +38,10 @@ def load_or_build(listing: Listing, folder: Path, build: Callable[[], Pictures],
         lock = _acquire(folder / f".{_prefix(listing)}.lock", note)
     except OSError as error:
         note(f"decoded pictures are not cached: cannot write {display(folder)}: {error.strerror or error}")
-        lock = nullcontext()
+        return build()
     with lock:
-        if (pictures := _read(path, listing, note)) is not None:
+        pictures = _read(path, listing, note)
+        if pictures is not None and _errors_persist(listing, pictures):
             return pictures
         pictures = build()
         try:
@@ -122,6 +123,12 @@ def _read_entry(file: BinaryIO, listing: Listing) -> Pictures:
     pictures.errors.update(errors)
     near_duplicates = header["near_duplicates"]
     return replace(pictures, near_duplicates=None if near_duplicates is None else int(near_duplicates))
+
+
+def _errors_persist(listing: Listing, pictures: Pictures) -> bool:
+    """Whether every picture that could not be decoded still cannot: its file may have been locked or out of reach."""
+    paths = [listing.full_path(index) for index in sorted(pictures.errors)]
+    return len(decode_pictures(paths).errors) == len(paths)
 
 
 def _bytes_of(array: "np.ndarray[Any, Any]") -> memoryview:

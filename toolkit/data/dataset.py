@@ -178,9 +178,10 @@ def find_data(
     if missing and place.chosen_by != _CACHE:
         raise ToolkitError(_missing_message(place, missing))
     if missing and not fetch:
+        name = "" if which is cifar.CIFAR10 else f" --data {which.name}"
         raise ToolkitError(
-            f"{which.title} is not in the cache folder {place.path}: download it with "
-            f"`cifar data --fetch --data {which.name}`, or name a folder that holds it with --data FOLDER"
+            f"{which.title} is not in the cache folder {place.path}: download it with `cifar data --fetch{name}`, "
+            "or name a folder that holds it with --data FOLDER"
         )
     if missing:
         cifar.fetch_cifar(which, place.path, progress=progress)

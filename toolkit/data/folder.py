@@ -14,6 +14,7 @@ from toolkit.data.listing import (
     ListedFile,
     Listing,
     Problem,
+    count_of,
     file_of,
     make_listing,
     relative_path,
@@ -32,14 +33,15 @@ def list_folder(root: Path) -> Listing:
     """List the pictures in a folder of classes.
 
     Hidden files, system files and files without a picture's suffix are ignored. Pictures may lie in folders within a
-    class. Links are followed where they stay in the folder; others are listed as problems.
+    class. Links to pictures in the folder are followed; links to folders in it are ignored, and links that leave it are
+    listed as problems.
 
     Raises:
         ToolkitError: the folder cannot be listed, has no pictures, or has another layout; also as `make_listing`.
     """
     scan = _Scan(Path(os.path.realpath(root)))
     top = scan.list_entries(os.fspath(scan.root))
-    folders = [entry for entry in top if scan.is_folder(entry)]
+    folders = [entry for entry in top if scan.is_folder(entry) and not entry.is_symlink()]
     splits = _find_splits(root, folders)
     if splits:
         for entry in folders:
@@ -54,7 +56,9 @@ def list_folder(root: Path) -> Listing:
         raise ToolkitError(f"{display(root)}: no pictures found{found}; expected {LAYOUT} with picture files")
     notes = [*scan.notes]
     if scan.loose:
-        notes.append(f"{scan.loose:,} pictures outside of a class folder are ignored, such as {scan.loose_example}")
+        notes.append(
+            f"ignored {count_of(scan.loose, 'picture')} outside of a class folder, such as {scan.loose_example}"
+        )
     return make_listing(root, scan.files, problems=scan.problems, notes=notes)
 
 
@@ -68,7 +72,6 @@ class _Scan:
     notes: list[str] = field(default_factory=list)
     loose: int = 0  # pictures outside of a class folder
     loose_example: str = ""
-    visited: set[tuple[int, int]] = field(default_factory=set)
 
     def add_classes(self, entries: list[os.DirEntry[str]], split: int) -> None:
         """Add the pictures of every class folder among the entries."""
@@ -99,20 +102,12 @@ class _Scan:
             self.notes.append(f"{display(folder.path)} has no pictures: ignored")
 
     def may_enter(self, folder: os.DirEntry[str]) -> bool:
-        """Whether a folder is within the root and new; a loop of links ends here."""
-        if self.leaves(folder):
-            return False
-        try:
-            status = folder.stat()
-        except OSError as error:
-            self.add_problem(folder.path, f"cannot be read: {error.strerror or error}")
-            return False
-        place = (status.st_dev, status.st_ino)
-        if place in self.visited and status.st_ino:
-            self.notes.append(f"{display(folder.path)} leads to a folder that was read already: ignored")
-            return False
-        self.visited.add(place)
-        return True
+        """Whether a folder is read: not where it is a link, whose pictures are listed elsewhere or lie outside."""
+        if not folder.is_symlink():
+            return True
+        if not self.leaves(folder):
+            self.notes.append(f"{display(folder.path)} is a link to a folder of this data set: ignored")
+        return False
 
     def add_file(self, entry: os.DirEntry[str], class_name: str, split: int) -> None:
         if self.leaves(entry):

@@ -64,7 +64,11 @@ class Listing:
 
     def display(self, index: int) -> str:
         """The path of a picture as shown in messages."""
-        return display(self.root / self.paths[index])
+        return display(self.full_path(index))
+
+    def full_path(self, index: int) -> str:
+        """The path of a picture as it is opened."""
+        return os.path.join(self.root, self.paths[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +91,13 @@ def make_listing(
         ToolkitError: fewer than 2 or more than 1,000 classes, an unusable class name, a class without training
             pictures, or no test pictures.
     """
-    files = sorted(files, key=lambda file: file.path)
+    files, problems = sorted(files, key=lambda file: file.path), tuple(problems)
     names = sorted({file.class_name for file in files if file.split in (TRAIN, UNSPLIT)}, key=natural_order)
-    _check_classes(root, names, files)
+    try:
+        _check_classes(root, names, files)
+    except ToolkitError as error:
+        unread = f"; {count_of(len(problems), 'file')} cannot be read, first {problems[0].error}" if problems else ""
+        raise ToolkitError(f"{error}{unread}") from None
     index = {name: label for label, name in enumerate(names)}
     digest = hashlib.sha256()
     for file in files:
@@ -101,7 +109,7 @@ def make_listing(
         labels=np.array([index[file.class_name] for file in files], np.int64),
         splits=np.array([file.split for file in files], np.uint8),
         class_names=tuple(names),
-        problems=tuple(problems),
+        problems=problems,
         notes=tuple(notes),
         key=digest.hexdigest(),
     )
@@ -121,6 +129,11 @@ def file_of(root: Path, path: str, class_name: str, split: int, status: os.stat_
 def relative_path(root: Path, path: str) -> str:
     """`path`, which begins with `root`, without it; faster than `os.path.relpath`."""
     return path.removeprefix(os.path.join(root, ""))
+
+
+def count_of(number: int, noun: str) -> str:
+    """A number with its noun, such as "2,000 pictures"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _check_classes(root: Path, names: list[str], files: Sequence[ListedFile]) -> None:

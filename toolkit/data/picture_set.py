@@ -1,6 +1,5 @@
 """A data set of the user's own pictures: a folder or a CSV file, decoded, split, and cleared of leaks."""
 
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from toolkit.data.cache import load_or_build
 from toolkit.data.images import Images
 from toolkit.data.leaks import check_labels, count_near_duplicates, find_repeated
-from toolkit.data.listing import TEST, TRAIN, UNSPLIT, VAL, Listing, Problem
+from toolkit.data.listing import TEST, TRAIN, UNSPLIT, VAL, Listing, Problem, count_of
 from toolkit.data.memory import available_memory_bytes
 from toolkit.data.pictures import BYTES_PER_PICTURE, Pictures, decode_pictures
 from toolkit.data.split import split_by_digest
@@ -65,6 +64,30 @@ class Findings:
         skipped = [{"path": as_text(problem.path), "error": problem.error} for problem in self.skipped]
         return asdict(self) | {"skipped": skipped, "notes": list(self.notes)}
 
+    def describe(self) -> list[str]:
+        """One line for each kind of finding."""
+        lines = list(self.notes)
+        if self.skipped:
+            lines.append(f"skipped {count_of(len(self.skipped), 'picture')} that cannot be read")
+        if self.removed_from_train:
+            lines.append(
+                f"removed {count_of(self.removed_from_train, 'training picture')} identical to a picture held out"
+            )
+        if self.removed_from_val:
+            lines.append(f"removed {count_of(self.removed_from_val, 'validation picture')} identical to a test picture")
+        if self.near_duplicates:
+            lines.append(
+                f"{count_of(self.near_duplicates, 'pair')} of a training and a test picture nearly identical: "
+                "the test accuracy may be too high"
+            )
+        if self.near_duplicates is None:
+            lines.append("near duplicates were not counted: too many pairs of a training and a test picture")
+        if self.small:
+            lines.append(
+                f"{count_of(self.small, 'picture')} with a shorter side below {SIDE} pixels: enlarged, hence blurred"
+            )
+        return lines
+
 
 @dataclass(frozen=True)
 class PictureSet:
@@ -114,49 +137,14 @@ def load_picture_set(
         small=int(pictures.small.sum()),
         notes=listing.notes,
     )
-    for line in describe_findings(findings):
-        note(line)
     return PictureSet(train, val if len(val) else None, test, findings)
 
 
-def describe_findings(findings: Findings) -> list[str]:
-    """One line for each kind of finding."""
-    lines = list(findings.notes)
-    if findings.skipped:
-        lines.append(f"skipped {_count(len(findings.skipped), 'picture')} that cannot be read")
-    if findings.removed_from_train:
-        lines.append(
-            f"removed {_count(findings.removed_from_train, 'training picture')} identical to a picture held out"
-        )
-    if findings.removed_from_val:
-        lines.append(f"removed {_count(findings.removed_from_val, 'validation picture')} identical to a test picture")
-    if findings.near_duplicates:
-        lines.append(
-            f"{_count(findings.near_duplicates, 'pair')} of a training and a test picture nearly identical: "
-            "the test accuracy may be too high"
-        )
-    if findings.near_duplicates is None:
-        lines.append("near duplicates were not counted: too many pairs of a training and a test picture")
-    if findings.small:
-        lines.append(
-            f"{_count(findings.small, 'picture')} with a shorter side below {SIDE} pixels: enlarged, hence blurred"
-        )
-    return lines
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def _decode(listing: Listing, on_progress: Progress) -> Pictures:
-    pictures = decode_pictures(_full_paths(listing), on_progress=on_progress)
+    pictures = decode_pictures([listing.full_path(index) for index in range(len(listing))], on_progress=on_progress)
     splits, _ = _assign_splits(listing, pictures)
     train, test = np.flatnonzero(splits == TRAIN), np.flatnonzero(splits == TEST)
     return replace(pictures, near_duplicates=count_near_duplicates(pictures.pixels, train, test))
-
-
-def _full_paths(listing: Listing) -> list[str]:
-    return [os.path.join(listing.root, path) for path in listing.paths]
 
 
 def _require_memory(listing: Listing) -> None:
@@ -177,7 +165,7 @@ def _check_problems(listing: Listing, pictures: Pictures, *, skip_damaged: bool,
     for problem in problems:
         note(problem.error)
     total = len(listing) + len(listing.problems)
-    message = f"{_count(len(problems), 'picture')} of {total:,} cannot be used, first {problems[0].error}"
+    message = f"{count_of(len(problems), 'picture')} of {total:,} cannot be used, first {problems[0].error}"
     if not skip_damaged:
         raise UnreadablePictures(f"{message}. Replace or remove them, or pass --skip-damaged", problems)
     return problems

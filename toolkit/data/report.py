@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from toolkit.data.dataset import DataSource
 from toolkit.data.images import Images
-from toolkit.data.picture_set import Findings, describe_findings
+from toolkit.data.picture_set import Findings
 from toolkit.files import as_text, display, replacing
 
 IMBALANCE = 10.0  # largest class by smallest class; above, the report has a note
@@ -71,7 +71,7 @@ class DataReport:
     @property
     def notes(self) -> list[str]:
         """Remarks for the user, one line each."""
-        lines = describe_findings(self.findings)
+        lines = self.findings.describe()
         if untested := [row.name for row in self.classes if not row.test]:
             lines.append(f"without test pictures: {_abbreviate(untested)}")
         if self.imbalance > IMBALANCE:
@@ -111,8 +111,8 @@ def report_data(source: DataSource) -> DataReport:
     classes = len(source.class_names)
     train, val, test = (_count(images, classes) for images in (source.train(), source.val(), source.test()))
     rows = tuple(
-        ClassCounts(name, *counts, share=counts[0] / sum(train))
-        for name, *counts in zip(source.class_names, train, val, test, strict=True)
+        ClassCounts(name, train=ours, val=held_out, test=tested, share=ours / sum(train))
+        for name, ours, held_out, tested in zip(source.class_names, train, val, test, strict=True)
     )
     return DataReport(source.name, source.folder, rows, source.findings(), imbalance=max(train) / min(train))
 
