@@ -1,4 +1,4 @@
-"""List a folder of pictures: `train/CLASS/...` and `test/CLASS/...`, or `CLASS/...` to be split by the toolkit."""
+"""List a folder of pictures: `train/CLASS/...` and `test/CLASS/...`, or `CLASS/...` without a split."""
 
 import os
 from collections.abc import Iterator
