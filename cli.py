@@ -343,14 +343,13 @@ def data(
     json_output: Json = False,
 ) -> None:
     """Check the data set; fetch it; write sample pictures."""
-    from toolkit.data.cifar import fetch_cifar10
-    from toolkit.data.dataset import data_status, find_data, write_samples
+    from toolkit.data.dataset import data_status, fetch_data, find_data, write_samples
     from toolkit.display import data_lines, download_bar
 
     status = data_status(data)
     if fetch and not status.complete and status.folder is not None:
         with download_bar() as progress:
-            fetch_cifar10(status.folder, progress=progress)
+            fetch_data(data, progress=progress)
         status = data_status(data)
     written = write_samples(find_data(data, fetch=False), samples, per_class=per_class) if samples else []
     values = status.as_dict() | {"samples": [as_text(path) for path in written]}

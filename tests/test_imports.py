@@ -20,7 +20,7 @@ ALLOWED = {  # room -> the rooms and modules of toolkit/ (or `models`) that it m
     "toolkit/device.py": ("errors", "cores"),
     "toolkit/inference": (*BOTTOM, "cores"),
     "toolkit/recipes": ("models", *BOTTOM),
-    "toolkit/data": (*BOTTOM, "inference.image"),
+    "toolkit/data": (*BOTTOM, "cores", "inference.image"),
     "toolkit/runs": ("models", *BOTTOM, "recipes", "data"),
     "toolkit/evaluation": (*BOTTOM, "device", "inference", "data", "runs"),
     "toolkit/training": ("models", *BOTTOM, "device", "recipes", "data", "runs", "evaluation"),

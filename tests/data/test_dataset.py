@@ -14,30 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import CIFAR10 as TORCHVISION_CIFAR10
+from torchvision.datasets import CIFAR100 as TORCHVISION_CIFAR100
 
+from tests.support.pictures import open_pictures, pixels_of, write_split_folder
 from toolkit.data import cifar
-from toolkit.data.cifar import CIFAR10, CLASS_NAMES, MEAN, STD, read_cifar10
-from toolkit.data.dataset import DataSource, data_identity, data_status, find_data, write_samples
+from toolkit.data.cifar import CIFAR10, CIFAR100, CLASS_NAMES, MEAN, STD, read_cifar
+from toolkit.data.dataset import DataSource, data_identity, data_status, fetch_data, find_data, write_samples
 from toolkit.data.images import Images
 from toolkit.data.split import split
 from toolkit.data.synthetic import DRAWN_CLASSES
 from toolkit.errors import ToolkitError, UsageError
 
-BATCHES = CIFAR10.folder
-
-
-@pytest.fixture
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty cache folder, and no $CIFAR_DATA."""
-    monkeypatch.delenv("CIFAR_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    return tmp_path / "caches" / "cifar"
+BATCHES = CIFAR10.archive.folder
 
 
 def write_batches(folder: Path) -> Path:
     """Write files with CIFAR-10's names and four images each; their MD5s differ from the real ones."""
     (folder / BATCHES).mkdir(parents=True)
-    for number, name in enumerate(CIFAR10.files):
+    for number, name in enumerate(CIFAR10.archive.files):
         pixels = np.random.default_rng(number).integers(0, 256, (4, 3072), dtype=np.uint8)
         batch = {"data": pixels, "labels": [number, 1, 2, 3], "label_names": list(CLASS_NAMES)}
         (folder / BATCHES / name).write_bytes(pickle.dumps(batch))
@@ -56,6 +50,12 @@ def reader_for(folder: Path) -> type[Any]:
         meta = {**TORCHVISION_CIFAR10.meta, "md5": md5("batches.meta")}  # noqa: RUF012
 
     return SmallCIFAR10
+
+
+def replace_archive(monkeypatch: pytest.MonkeyPatch, which: cifar.Cifar, **changes: Any) -> None:
+    """Let the toolkit expect an archive of other places or checksums."""
+    changed = replace(which, archive=replace(which.archive, **changes))
+    monkeypatch.setitem(cifar.BY_NAME, which.name, changed)
 
 
 # Which data are used
@@ -115,7 +115,7 @@ def test_a_named_folder_without_the_data_is_refused_and_not_written_to(
     with pytest.raises(ToolkitError) as refused:
         find_data(str(folder) if chosen_by == "--data" else None)
     message = str(refused.value)
-    for part in [chosen_by, str(folder), found, BATCHES, f"cifar data --fetch --data {folder}"]:
+    for part in [chosen_by, str(folder), found, BATCHES, "train/CLASS/", f"cifar data --fetch --data {folder}"]:
         assert part in message
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -129,7 +129,7 @@ def test_an_empty_cache_without_fetch_is_an_error(cache: Path) -> None:
 def test_a_failed_download_explains_how_to_provide_the_data_by_hand(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cifar, "CIFAR10", replace(CIFAR10, urls=("http://127.0.0.1:9/cifar-10-python.tar.gz",)))
+    replace_archive(monkeypatch, CIFAR10, urls=("http://127.0.0.1:9/cifar-10-python.tar.gz",))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with pytest.raises(ToolkitError, match=r"127.0.0.1:9.*by hand.*cifar-10-python.tar.gz.*--data FOLDER") as failed:
         find_data()
@@ -143,10 +143,39 @@ def test_status_of_missing_damaged_and_complete_files(cache: Path, monkeypatch: 
     write_batches(cache)
     assert set(data_status().files.values()) == {"damaged"}
     assert data_status().train_count == 0
-    md5s = {name: hashlib.md5((cache / BATCHES / name).read_bytes()).hexdigest() for name in CIFAR10.files}
-    monkeypatch.setattr(cifar, "CIFAR10", replace(CIFAR10, files=md5s))
+    md5s = {name: hashlib.md5((cache / BATCHES / name).read_bytes()).hexdigest() for name in CIFAR10.archive.files}
+    replace_archive(monkeypatch, CIFAR10, files=md5s)
     status = data_status()
     assert (status.complete, status.train_count, status.test_count) == (True, 50_000, 10_000)
+
+
+def test_data_sets_by_name(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name means the cache folder, unless `$CIFAR_DATA` holds that data set."""
+    write_batches(cache)
+    assert find_data("cifar10") == find_data() == DataSource("cifar10", cache, CLASS_NAMES)
+    with pytest.raises(
+        ToolkitError, match=r"CIFAR-100 is not in the cache folder .*`cifar data --fetch --data cifar100`"
+    ):
+        find_data("cifar100", fetch=False)
+    monkeypatch.setenv("CIFAR_DATA", str(write_batches(tmp_path / "variable")))
+    assert find_data("cifar10").folder == tmp_path / "variable"
+    monkeypatch.setenv("CIFAR_DATA", "demo")
+    assert find_data("cifar10").folder == cache
+    assert find_data().name == "demo"
+    monkeypatch.setenv("CIFAR_DATA", "cifar10")
+    assert find_data().folder == cache
+
+
+def test_a_folder_of_pictures_is_not_written_to(cache: Path, tmp_path: Path) -> None:
+    pets = write_split_folder(tmp_path / "pets")
+    before = sorted(tmp_path.rglob("*"))
+    status = data_status(str(pets))
+    assert (status.name, status.folder, status.complete) == ("pictures", pets, True)
+    assert (status.train_count, status.test_count) == (6, 4)
+    for named in (str(pets), "demo"):
+        with pytest.raises(UsageError, match="only cifar10 and cifar100 can be downloaded"):
+            fetch_data(named)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_status_of_the_drawn_set(cache: Path) -> None:
@@ -161,16 +190,25 @@ def test_status_of_the_drawn_set(cache: Path) -> None:
 def test_the_files_and_md5s_are_those_of_torchvision() -> None:
     meta = TORCHVISION_CIFAR10.meta
     known = dict(TORCHVISION_CIFAR10.train_list + TORCHVISION_CIFAR10.test_list) | {meta["filename"]: meta["md5"]}
-    assert CIFAR10.files == known
-    assert CIFAR10.md5 == TORCHVISION_CIFAR10.tgz_md5
-    assert CIFAR10.urls[0] == TORCHVISION_CIFAR10.url
-    assert CIFAR10.folder == TORCHVISION_CIFAR10.base_folder
+    assert CIFAR10.archive.files == known
+    assert CIFAR10.archive.md5 == TORCHVISION_CIFAR10.tgz_md5
+    assert CIFAR10.archive.urls[0] == TORCHVISION_CIFAR10.url
+    assert CIFAR10.archive.folder == TORCHVISION_CIFAR10.base_folder
+
+
+def test_cifar100_is_that_of_torchvision() -> None:
+    reader = TORCHVISION_CIFAR100
+    files = dict([*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])])
+    archive = CIFAR100.archive
+    assert (archive.files, archive.md5, archive.urls[0]) == (files, reader.tgz_md5, reader.url)
+    assert archive.folder == reader.base_folder
+    assert len(set(CIFAR100.class_names)) == 100
 
 
 def test_reads_pixels_and_labels_in_the_files_order(tmp_path: Path) -> None:
     write_batches(tmp_path)
-    train = read_cifar10(tmp_path, train=True, reader=reader_for(tmp_path))
-    test = read_cifar10(tmp_path, train=False, reader=reader_for(tmp_path))
+    train = read_cifar(CIFAR10, tmp_path, train=True, reader=reader_for(tmp_path))
+    test = read_cifar(CIFAR10, tmp_path, train=False, reader=reader_for(tmp_path))
     assert (len(train), len(test)) == (20, 4)
     assert train.images.dtype == torch.uint8
     assert train.images.is_contiguous()
@@ -184,6 +222,14 @@ def test_damaged_files_are_refused_with_a_remedy(tmp_path: Path, train: bool) ->
     source = DataSource(name="cifar10", folder=write_batches(tmp_path), class_names=CLASS_NAMES)
     with pytest.raises(ToolkitError, match=r"damaged or incomplete.*cifar data --fetch --data"):
         source.train() if train else source.test()
+
+
+def test_other_class_names_are_refused(tmp_path: Path) -> None:
+    write_batches(tmp_path)
+    meta = {"label_names": list(CLASS_NAMES[::-1])}
+    (tmp_path / BATCHES / "batches.meta").write_bytes(pickle.dumps(meta))
+    with pytest.raises(ToolkitError, match="have other class names"):
+        read_cifar(CIFAR10, tmp_path, train=True, reader=reader_for(tmp_path))
 
 
 def test_sizes_and_balance_of_the_drawn_set() -> None:
@@ -314,6 +360,21 @@ class TestRealData:
         train_indices, val_indices = split(train.labels, 5_000, seed=0)
         assert len(train_indices) == 45_000
         assert train.labels[val_indices].bincount().tolist() == [500] * 10
+
+    def test_written_out_as_png_files_it_gives_the_same_tensors(self, train: Images, tmp_path: Path) -> None:
+        test = find_data().test()
+        parts = {"train": train.take(torch.arange(300)), "test": test.take(torch.arange(200))}
+        for name, images in parts.items():
+            for number, (pixels, label) in enumerate(zip(images.images, images.labels.tolist(), strict=True)):
+                folder = tmp_path / "png" / name / CLASS_NAMES[label]
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+        source = open_pictures(tmp_path / "png")
+        assert source.class_names == CLASS_NAMES
+        for images, read in ((parts["train"], source.train()), (parts["test"], source.test())):
+            assert len(read) == len(images)
+            for label in range(10):
+                assert pixels_of(read.images[read.labels == label]) == pixels_of(images.images[images.labels == label])
 
     def test_identity(self, train: Images) -> None:
         known = "973ef2abb5897efc795681a4d79a6f5f642fa2bcb1a828f7476017c89db53a57"

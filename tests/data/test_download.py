@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import pickle
 import subprocess
 import sys
 import tarfile
@@ -17,7 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torchvision import datasets
 
+from toolkit.data import cifar
+from toolkit.data.cifar import CIFAR100
+from toolkit.data.dataset import data_status, find_data
 from toolkit.data.download import Archive, DownloadLimits, fetch, state_of_files
 from toolkit.errors import ToolkitError
 
@@ -203,6 +208,59 @@ def fetching_process(archive: Archive, folder: Path) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+# CIFAR-100
+
+
+def cifar100_archive() -> tuple[bytes, dict[str, bytes]]:
+    """An archive in the form of CIFAR-100's with twelve training and six test images, and the files in it."""
+
+    def batch(count: int, seed: int) -> dict[str, Any]:
+        pixels = np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
+        return {"data": pixels, "fine_labels": [17 * i % 100 for i in range(count)], "coarse_labels": [0] * count}
+
+    meta = {"fine_label_names": list(CIFAR100.class_names), "coarse_label_names": ["x"] * 20}
+    contents = {"train": batch(12, 0), "test": batch(6, 1), "meta": meta}
+    files = {name: pickle.dumps(content) for name, content in contents.items()}
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"cifar-100-python/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return packed.getvalue(), files
+
+
+def test_cifar100_is_downloaded_and_read(
+    server: Server, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, files = cifar100_archive()
+
+    def answer(handler: Handler) -> None:
+        handler.head(size=len(body))
+        handler.wfile.write(body)
+
+    md5s = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
+    archive = replace(
+        server.archive(answer=answer),
+        md5=hashlib.md5(body).hexdigest(),
+        size=len(body),
+        folder="cifar-100-python",
+        files=md5s,
+    )
+    monkeypatch.setitem(cifar.BY_NAME, "cifar100", replace(CIFAR100, archive=archive))
+    monkeypatch.setattr(datasets.CIFAR100, "train_list", [["train", md5s["train"]]])
+    monkeypatch.setattr(datasets.CIFAR100, "test_list", [["test", md5s["test"]]])
+    monkeypatch.setattr(datasets.CIFAR100, "meta", {**datasets.CIFAR100.meta, "md5": md5s["meta"]})
+    source = find_data("cifar100")
+    assert (source.name, source.folder, source.class_names) == ("cifar100", cache, CIFAR100.class_names)
+    train, test = source.train(), source.test()
+    assert train.images.shape == (12, 3, 32, 32)
+    assert train.labels.tolist() == [17 * i % 100 for i in range(12)]
+    assert len(test) == 6
+    assert find_data(str(cache / "cifar-100-python")).name == "cifar100"
+    assert data_status("cifar100").complete
 
 
 # Tests

@@ -1,1 +1,1 @@
-"""Data: labelled images, found, checked, divided and drawn."""
+"""Data sets: labeled images, found, decoded, checked, split and reported."""

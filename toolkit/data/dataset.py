@@ -1,10 +1,13 @@
-"""Data sets: find CIFAR-10 or the drawn set, load it as uint8 tensors, compute its identity, and write samples."""
+"""Data sets: find one by name, folder or CSV file; load it as uint8 tensors; compute its identity; write samples."""
 
 import dataclasses
+import functools
 import hashlib
 import os
+import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +15,30 @@ import torch
 from PIL import Image
 
 from toolkit.data import cifar, synthetic
+from toolkit.data.csv_file import list_csv
 from toolkit.data.download import Progress, state_of_files
+from toolkit.data.folder import LAYOUT, list_folder
 from toolkit.data.images import Images
+from toolkit.data.picture_set import Findings, PictureSet, load_picture_set
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.files import as_text, replacing
-from toolkit.reporting import ignore
+from toolkit.files import as_text, display, replacing
+from toolkit.reporting import Note, ignore
+from toolkit.reporting import Progress as PictureProgress
 
 DEMO = "demo"  # the drawn set; "./demo" names a folder
+PICTURES = "pictures"  # the name of every folder and CSV file: the identity of data does not depend on their place
+
+_CACHE = "the cache folder"
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """A data set; files are read when `train` or `test` is called.
+    """A data set; files are read when `train`, `val`, `test` or `findings` is called.
 
     Attributes:
-        name: "cifar10" or "demo".
-        folder: the folder that holds `cifar-10-batches-py`; None where the images are drawn.
+        name: "cifar10", "cifar100", "demo", or "pictures" for a folder or CSV file of the user's own pictures.
+        folder: the folder that holds the files (of CIFAR, the folder that holds the archive's folder), or the CSV file;
+            None where the images are drawn.
         class_names: one name per label, in order.
     """
 
@@ -36,24 +47,63 @@ class DataSource:
     class_names: tuple[str, ...]
 
     def train(self) -> Images:
-        """Read the training images: 50,000 of CIFAR-10, 4,000 drawn ones.
+        """Read the training images: 50,000 of CIFAR, 4,000 drawn ones.
 
         Raises:
             ToolkitError: a file is missing, damaged or not readable.
         """
         if self.folder is None:
             return Images(*synthetic.draw(synthetic.TRAIN_COUNT, seed=synthetic.TRAIN_SEED))
-        return cifar.read_cifar10(self.folder, train=True)
+        return cifar.read_cifar(cifar.BY_NAME[self.name], self.folder, train=True)
+
+    def val(self) -> Images | None:
+        """Read the validation images where the data set has its own; None where they are split off training.
+
+        Raises:
+            ToolkitError: a file is missing, damaged or not readable.
+        """
+        return None
 
     def test(self) -> Images:
-        """Read the test images: 10,000 of CIFAR-10, 1,000 drawn ones. Training never calls this.
+        """Read the test images: 10,000 of CIFAR, 1,000 drawn ones. Training never calls this.
 
         Raises:
             ToolkitError: a file is missing, damaged or not readable.
         """
         if self.folder is None:
             return Images(*synthetic.draw(synthetic.TEST_COUNT, seed=synthetic.TEST_SEED))
-        return cifar.read_cifar10(self.folder, train=False)
+        return cifar.read_cifar(cifar.BY_NAME[self.name], self.folder, train=False)
+
+    def findings(self) -> Findings:
+        """The pictures that were skipped, removed or deserve a look; nothing for CIFAR and drawn images.
+
+        Raises:
+            ToolkitError: a file is missing, damaged or not readable.
+        """
+        return Findings()
+
+
+@dataclass(frozen=True)
+class PictureSource(DataSource):
+    """A folder or CSV file of pictures, decoded once.
+
+    Attributes:
+        load: decodes the pictures, or returns those that were decoded before.
+    """
+
+    load: Callable[[], PictureSet] = field(repr=False, compare=False)
+
+    def train(self) -> Images:
+        return self.load().train
+
+    def val(self) -> Images | None:
+        return self.load().val
+
+    def test(self) -> Images:
+        return self.load().test
+
+    def findings(self) -> Findings:
+        return self.load().findings
 
 
 @dataclass(frozen=True)
@@ -61,10 +111,10 @@ class DataStatus:
     """The state of a data set's files, as shown by `cifar data`.
 
     Attributes:
-        name: "cifar10" or "demo".
+        name: as of `DataSource`.
         chosen_by: "--data", "$CIFAR_DATA" or "the cache folder".
-        folder: the folder that holds, or would hold, `cifar-10-batches-py`; None for the drawn set.
-        files: the state of each file (see `toolkit.data.download.state_of_files`); empty for the drawn set.
+        folder: as of `DataSource`; of CIFAR, also where the files are missing.
+        files: the state of each file of CIFAR (see `toolkit.data.download.state_of_files`); empty for other data.
         train_count, test_count: the number of images; 0 where a file is missing or damaged.
     """
 
@@ -93,42 +143,87 @@ def cache_folder() -> Path:
     return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "cifar"
 
 
-def find_data(data: str | None = None, *, fetch: bool = True, progress: Progress = ignore) -> DataSource:
+def find_data(
+    data: str | None = None,
+    *,
+    fetch: bool = True,
+    skip_damaged: bool = False,
+    progress: Progress = ignore,
+    on_pictures: PictureProgress = ignore,
+    note: Note = ignore,
+) -> DataSource:
     """Find a data set: `data`, else `$CIFAR_DATA`, else CIFAR-10 in the cache folder, downloaded if necessary.
 
+    The files of a folder or CSV file are listed and its classes are checked; they are decoded when images are read.
+
     Args:
-        data: a folder, or "demo" for the drawn set; None for the default.
-        fetch: download CIFAR-10 where the cache folder lacks it. A folder that the user named is never written to.
+        data: "cifar10", "cifar100", "demo", a folder, or a CSV file; None for the default.
+        fetch: download CIFAR where the cache folder lacks it. A folder that the user named is never written to.
+        skip_damaged: continue without pictures that cannot be read.
         progress: receives the progress of a download (see `toolkit.data.download.Progress`).
+        on_pictures: receives the number of decoded pictures, and of all.
+        note: receives one line for each damaged picture, and for what else the user should know.
 
     Raises:
-        ToolkitError: the data were not found, or the download failed.
+        ToolkitError: the data were not found, are unusable, or the download failed.
     """
-    folder, chosen_by = _choose_folder(data)
-    if folder is None:
+    place = _locate(data)
+    if place.name == DEMO:
         return DataSource(name=DEMO, folder=None, class_names=synthetic.DRAWN_CLASSES)
-    missing = [name for name in cifar.CIFAR10.files if not (folder / cifar.CIFAR10.folder / name).is_file()]
-    if missing and chosen_by != "the cache folder":
-        raise ToolkitError(_missing_message(folder, chosen_by, missing))
+    assert place.path is not None
+    if place.name == PICTURES:
+        listing = list_folder(place.path) if place.path.is_dir() else list_csv(place.path)
+        load = functools.cache(
+            lambda: load_picture_set(
+                listing, cache_folder() / PICTURES, skip_damaged=skip_damaged, on_progress=on_pictures, note=note
+            )
+        )
+        return PictureSource(name=PICTURES, folder=place.path, class_names=listing.class_names, load=load)
+    which = cifar.BY_NAME[place.name]
+    missing = [name for name in which.archive.files if not (place.path / which.archive.folder / name).is_file()]
+    if missing and place.chosen_by != _CACHE:
+        raise ToolkitError(_missing_message(place, missing))
     if missing and not fetch:
+        name = "" if which is cifar.CIFAR10 else f" --data {which.name}"
         raise ToolkitError(
-            f"CIFAR-10 is not in the cache folder {folder}: download it with `cifar data --fetch`, "
+            f"{which.title} is not in the cache folder {place.path}: download it with `cifar data --fetch{name}`, "
             "or name a folder that holds it with --data FOLDER"
         )
     if missing:
-        cifar.fetch_cifar10(folder, progress=progress)
-    return DataSource(name="cifar10", folder=folder, class_names=cifar.CLASS_NAMES)
+        cifar.fetch_cifar(which, place.path, progress=progress)
+    return DataSource(name=which.name, folder=place.path, class_names=which.class_names)
+
+
+def fetch_data(data: str | None = None, *, progress: Progress = ignore) -> None:
+    """Download CIFAR-10 or CIFAR-100 to where `find_data` looks for it; nothing is done where it is complete.
+
+    Raises:
+        UsageError: `data` is the drawn set, a CSV file or a folder of pictures.
+        ToolkitError: the download failed, or the folder is not writable.
+    """
+    place = _locate(data)
+    if place.path is None or place.name == PICTURES:
+        raise UsageError(f"{data or place.path}: only cifar10 and cifar100 can be downloaded, or to a new folder")
+    cifar.fetch_cifar(cifar.BY_NAME[place.name], place.path, progress=progress)
 
 
 def data_status(data: str | None = None) -> DataStatus:
-    """Check the files of the data set that `find_data` would use; computes every MD5, which takes about a second."""
-    folder, chosen_by = _choose_folder(data)
-    if folder is None:
-        return DataStatus(DEMO, chosen_by, None, {}, synthetic.TRAIN_COUNT, synthetic.TEST_COUNT)
-    files = state_of_files(cifar.CIFAR10, folder)
+    """Check the files of the data set that `find_data` would use.
+
+    Every MD5 of CIFAR is computed, which takes about a second; pictures of a folder or CSV file are decoded.
+
+    Raises:
+        ToolkitError: as `find_data` of a folder or CSV file.
+    """
+    place = _locate(data)
+    if place.name in (DEMO, PICTURES):
+        source = find_data(data)
+        return DataStatus(place.name, place.chosen_by, place.path, {}, len(source.train()), len(source.test()))
+    assert place.path is not None
+    files = state_of_files(cifar.BY_NAME[place.name].archive, place.path)
     complete = set(files.values()) == {"ok"}
     counts = (cifar.TRAIN_COUNT, cifar.TEST_COUNT) if complete else (0, 0)
-    return DataStatus("cifar10", chosen_by, folder, files, *counts)
+    return DataStatus(place.name, place.chosen_by, place.path, files, *counts)
 
 
 def data_identity(source_name: str, images: Images) -> dict[str, str]:
@@ -172,42 +267,93 @@ def write_samples(source: DataSource, folder: Path, *, per_class: int = 1) -> li
         The paths, class by class.
 
     Raises:
-        UsageError: `per_class` is not between 1 and the number of test images of each class.
+        UsageError: `per_class` is not between 1 and the number of test images of each class that has any.
         ToolkitError: the data cannot be read or the files cannot be written.
     """
     test = source.test()
-    available = int(torch.bincount(test.labels, minlength=len(source.class_names)).min())
+    counts = torch.bincount(test.labels, minlength=len(source.class_names))
+    available = int(counts[counts > 0].min())
     if not 1 <= per_class <= available:
         raise UsageError(f"{per_class} samples per class were requested; the test set allows 1 to {available}")
     paths = []
     for label, class_name in enumerate(source.class_names):
         first = (test.labels == label).nonzero().flatten()[:per_class]
         for number, image in enumerate(test.images[first], start=1):
-            path = folder / f"{class_name}-{number:04}.png"
+            path = folder / f"{_as_file_name(class_name)}-{number:04}.png"
             with replacing(path) as temporary:
                 Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
             paths.append(path)
     return paths
 
 
-def _choose_folder(data: str | None) -> tuple[Path | None, str]:
-    """The folder of the data (None: the drawn set), and the origin of the choice."""
-    for value, chosen_by in [(data, "--data"), (os.environ.get(cifar.VARIABLE), f"${cifar.VARIABLE}")]:
+def _as_file_name(class_name: str) -> str:
+    """A class name from a CSV file may hold slashes, and characters that Windows does not allow."""
+    return re.sub(r'[\\/:*?"<>|]', "_", class_name).lstrip(".") or "class"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Which data set is meant, where its files are (None: drawn), and the origin of the choice."""
+
+    name: str
+    path: Path | None
+    chosen_by: str
+
+
+def _locate(data: str | None) -> _Place:
+    variable = os.environ.get(cifar.VARIABLE)
+    if data in cifar.BY_NAME:
+        return _locate_cifar(cifar.BY_NAME[data], variable)
+    for value, chosen_by in [(data, "--data"), (variable, f"${cifar.VARIABLE}")]:
         if value:
-            return (None if value == DEMO else cifar.folder_that_holds_batches(Path(value))), chosen_by
-    return cache_folder(), "the cache folder"
+            return _interpret(value, chosen_by)
+    return _Place(cifar.CIFAR10.name, cache_folder(), _CACHE)
 
 
-def _missing_message(folder: Path, chosen_by: str, missing: list[str]) -> str:
-    """The message for a folder, named by the user, that lacks files."""
-    if not folder.is_dir():
-        found = "is not a folder" if folder.exists() else "does not exist"
-    elif len(missing) == len(cifar.CIFAR10.files):
-        found = f"has no {cifar.CIFAR10.folder}/ with the CIFAR-10 files"
+def _locate_cifar(which: cifar.Cifar, variable: str | None) -> _Place:
+    """By its name: in the folder of `$CIFAR_DATA` where that holds it, else in the cache folder."""
+    if variable and variable != DEMO and variable not in cifar.BY_NAME:
+        folder = cifar.folder_that_holds(which, Path(variable))
+        if (folder / which.archive.folder).is_dir():
+            return _Place(which.name, folder, f"${cifar.VARIABLE}")
+    return _Place(which.name, cache_folder(), _CACHE)
+
+
+def _interpret(value: str, chosen_by: str) -> _Place:
+    if value == DEMO:
+        return _Place(DEMO, None, chosen_by)
+    if value in cifar.BY_NAME:
+        return _Place(value, cache_folder(), _CACHE)
+    path = Path(os.path.abspath(Path(value).expanduser()))
+    for which in cifar.BY_NAME.values():
+        folder = cifar.folder_that_holds(which, path)
+        if (folder / which.archive.folder).is_dir():
+            return _Place(which.name, folder, chosen_by)
+    if path.suffix.lower() == ".csv" or (path.is_dir() and _has_entries(path)):
+        return _Place(PICTURES, path, chosen_by)
+    return _Place(cifar.CIFAR10.name, path, chosen_by)
+
+
+def _has_entries(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(not entry.name.startswith(".") for entry in entries)
+    except OSError:
+        return True  # listing it reports the error
+
+
+def _missing_message(place: _Place, missing: list[str]) -> str:
+    """The message for a path, named by the user, that lacks files."""
+    which, path = cifar.BY_NAME[place.name], place.path
+    assert path is not None
+    if not path.is_dir():
+        found = "is not a folder" if path.exists() else "does not exist"
+    elif len(missing) == len(which.archive.files):
+        found = f"has no {which.archive.folder}/ with the {which.title} files"
     else:
-        found = f"lacks {', '.join(missing)} in {cifar.CIFAR10.folder}/"
+        found = f"lacks {', '.join(missing)} in {which.archive.folder}/"
     return (
-        f"no CIFAR-10 where {chosen_by} points: {folder} {found}; expected a folder that holds "
-        f"{cifar.CIFAR10.folder}/, or that folder itself. `cifar data --fetch --data {folder}` downloads it there; "
-        "--data demo needs no files"
+        f"no {which.title} where {place.chosen_by} points: {display(path)} {found}; expected a folder that holds "
+        f"{which.archive.folder}/, a folder of pictures ({LAYOUT}), or a CSV file. "
+        f"`cifar data --fetch --data {display(path)}` downloads {which.title} there; --data demo needs no files"
     )

@@ -1,6 +1,8 @@
-"""Split images into training and validation sets: stratified, and determined by the seed alone."""
+"""Split images into training and validation by a seed, or into training and test by their pixels; stratified."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from toolkit.data.images import Images
@@ -46,6 +48,35 @@ def split(labels: Tensor, val_size: int, *, seed: int) -> tuple[Tensor, Tensor]:
             )
         held_out[members[torch.randperm(len(members), generator=generator)[:share]]] = True
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+
+
+TEST_SHARE = 0.2  # of each class of a folder that is not split
+
+
+def split_by_digest(labels: NDArray[np.int64], digests: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+    """Choose about a fifth of each class for the test set: the pictures with the smallest digests.
+
+    The choice depends on pixels and labels alone, not on names or order, and identical pictures stay on one side. A
+    class of one picture, or of one picture repeated, has no test pictures.
+
+    Args:
+        labels: int64 (N,).
+        digests: of the pixels, S16 (N,).
+
+    Returns:
+        bool (N,): the test pictures.
+    """
+    is_test = np.zeros(len(labels), np.bool_)
+    order = np.lexsort((digests, labels))
+    boundaries = np.flatnonzero(np.diff(labels[order])) + 1
+    for members in np.split(order, boundaries):
+        if len(members) < 2:
+            continue
+        count = max(1, round(TEST_SHARE * len(members)))
+        while count and digests[members[count - 1]] == digests[members[count]]:
+            count -= 1
+        is_test[members[:count]] = True
+    return is_test
 
 
 def _shares(labels: Tensor, val_size: int) -> dict[int, int]:
