@@ -56,12 +56,15 @@ _UPRIGHT = {
 }
 
 
-def read_image(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> NDArray[np.uint8]:
+def read_image(
+    source: str | os.PathLike[str] | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
     """The picture in a file, or in the bytes of one, as uint8 `(32, 32, 3)`, RGB.
 
     Args:
         source: a path, or the contents of an image file.
         name: what messages call the picture; by default its path.
+        max_pixels: a picture with more pixels is not decoded; at most `MAX_PIXELS`.
 
     Raises:
         ToolkitError: it is no ordinary file, no picture, damaged, or too large; the message begins with the name.
@@ -72,9 +75,9 @@ def read_image(source: str | os.PathLike[str] | bytes, *, name: str | None = Non
             raise ToolkitError(f"{name}: is empty")
         if len(source) > MAX_BYTES:
             raise ToolkitError(f"{name}: has more than {MAX_BYTES:,} bytes")
-        return _decode(io.BytesIO(source), name)
+        return _decode(io.BytesIO(source), name, max_pixels)
     with open_regular(source, max_bytes=MAX_BYTES) as file:
-        return _decode(file, name or display(source))
+        return _decode(file, name or display(source), max_pixels)
 
 
 def prepare(image: Image.Image) -> NDArray[np.uint8]:
@@ -84,7 +87,7 @@ def prepare(image: Image.Image) -> NDArray[np.uint8]:
         ToolkitError: the picture is damaged, of a kind that is not decoded here, or has more than `MAX_PIXELS` pixels.
     """
     with _explained("the picture"):
-        return _prepared(image)
+        return _prepared(image, MAX_PIXELS)
 
 
 def is_picture_name(name: str) -> bool:
@@ -101,9 +104,9 @@ def picture_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, format_name in extensions.items() if format_name in readable)
 
 
-def _decode(file: IO[bytes], name: str) -> NDArray[np.uint8]:
+def _decode(file: IO[bytes], name: str, max_pixels: int) -> NDArray[np.uint8]:
     with _explained(name), _opened(file) as image:
-        return _prepared(image)
+        return _prepared(image, max_pixels)
 
 
 def _opened(file: IO[bytes]) -> Image.Image:
@@ -129,10 +132,10 @@ def _explained(name: str) -> Iterator[None]:
         raise ToolkitError(f"{name}: cannot be decoded: {display(str(error)) or type(error).__name__}") from error
 
 
-def _prepared(image: Image.Image) -> NDArray[np.uint8]:
+def _prepared(image: Image.Image, max_pixels: int) -> NDArray[np.uint8]:
     pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
-        raise ToolkitError(f"{image.width} x {image.height} pixels are more than the {MAX_PIXELS:,} that are decoded")
+    if pixels > max_pixels:
+        raise ToolkitError(f"{image.width} x {image.height} pixels are more than the {max_pixels:,} that are decoded")
     if image.format in _REFUSED_FORMATS:
         raise ToolkitError(f"{image.format} files are not decoded here; convert the picture to PNG or JPEG")
     with _one_large_picture if pixels > _LARGE_PIXELS else nullcontext():
