@@ -1,5 +1,6 @@
 """Every limit of the server, with the status of a request beyond it; the server answers others afterwards."""
 
+import contextlib
 import io
 import json
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.serving import Address, picture, read_response, serving, wait_until
+from tests.support.serving import Address, picture, read_all, receive, serving, wait_until
 from toolkit.inference import Failure, Prediction
 from toolkit.serving.limits import Limits
 from toolkit.serving.model import Picture, ServedModel
@@ -47,7 +48,7 @@ def exchange(address: Address, *parts: bytes) -> bytes:
     with address.connect() as connection:
         for part in parts:
             connection.sendall(part)
-        return read_response(connection)
+        return read_all(connection)
 
 
 def status_of(response: bytes) -> int:
@@ -165,10 +166,10 @@ def trickle(connection: socket.socket, byte: bytes) -> bytes:
     connection.settimeout(0.1)
     for _ in range(100):
         connection.sendall(byte)
-        try:
-            return connection.recv(65536)
-        except TimeoutError:
-            pass
+        with contextlib.suppress(TimeoutError):
+            connection.recv(1, socket.MSG_PEEK)
+            connection.settimeout(20)
+            return receive(connection)
     raise AssertionError("the server waits forever")
 
 
@@ -193,9 +194,9 @@ def test_a_head_that_comes_byte_by_byte_is_408(small: Address) -> None:
 def test_a_slow_head_after_an_answered_request_is_408(small: Address) -> None:
     with small.connect() as connection:
         connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert status_of(connection.recv(65536)) == 200
+        assert status_of(receive(connection)) == 200
         connection.sendall(b"GET ")
-        assert status_of(read_response(connection)) == 408
+        assert status_of(read_all(connection)) == 408
 
 
 def test_a_connection_that_sends_nothing_is_closed(small: Address) -> None:
@@ -265,11 +266,11 @@ def test_bodies_that_fill_the_memory_set_aside_are_503_with_retry_after(model: S
             connection.sendall(head(length=100_000) + bytes(99_999))
         time.sleep(0.3)
         half_sent[2].sendall(head(length=100_000) + bytes(99_999))
-        response = half_sent[2].recv(65536)
+        response = receive(half_sent[2])
         assert status_of(response) == 503
         assert b"\r\nretry-after: 1\r\n" in response
         half_sent[0].sendall(b"\0")  # which is no picture, and leaves room
-        assert status_of(half_sent[0].recv(65536)) == 422
+        assert status_of(receive(half_sent[0])) == 422
         assert httpx.post(f"{server.url}/predict", content=picture(), headers=PNG).status_code == 200
         for connection in half_sent:
             connection.close()
@@ -291,7 +292,7 @@ def test_a_request_with_expect_continue_is_refused_before_its_body(small: Addres
         connection.sendall(head(length=len(small_body), extra="expect: 100-continue\r\n"))
         assert connection.recv(65536).startswith(b"HTTP/1.1 100 ")
         connection.sendall(small_body)
-        assert status_of(connection.recv(65536)) == 200
+        assert status_of(receive(connection)) == 200
 
 
 def test_forms_with_any_bytes_in_the_pictures(server: Address) -> None:

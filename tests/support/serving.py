@@ -120,7 +120,22 @@ def cifar_serve(*arguments: object) -> Iterator[Command]:
             process.kill()
 
 
-def read_response(connection: socket.socket) -> bytes:
+def receive(connection: socket.socket) -> bytes:
+    """One whole response, by its Content-Length."""
+    content = b""
+    while b"\r\n\r\n" not in content:
+        content += (received := connection.recv(65536))
+        assert received, f"the server closed the connection after {content!r}"
+    head, _, body = content.partition(b"\r\n\r\n")
+    length = re.search(rb"\r\ncontent-length: (\d+)", head)
+    assert length, head
+    while len(body) < int(length[1]):
+        body += (received := connection.recv(65536))
+        assert received, f"the server closed the connection after {head + body!r}"
+    return head + b"\r\n\r\n" + body
+
+
+def read_all(connection: socket.socket) -> bytes:
     """All that the server sends until it closes the connection."""
     content = b""
     while received := connection.recv(65536):

@@ -98,10 +98,10 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
-    except (OSError, OverflowError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
+    except (OSError, ValueError) as error:  # ValueError: a name that IDNA cannot encode
+        reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
         raise ToolkitError(
-            f"cannot listen on {display(host)}, port {port}: {reason}; choose --host and --port"
+            f"cannot listen on {display(host)}, port {port}: {reason}; choose others with --host and --port"
         ) from error
 
 
