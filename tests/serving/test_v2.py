@@ -211,7 +211,7 @@ places = st.sampled_from(["id", "inputs", "outputs", "parameters", "name", "shap
 
 
 @pytest.mark.hostile
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(place=places, value=any_json, length=st.none() | st.text(max_size=5), tail=st.binary(max_size=9))
 def test_any_value_in_any_place_is_understood_or_refused(
     place: str, value: Any, length: str | None, tail: bytes

@@ -28,7 +28,8 @@ class Limits:
         pixels: decoded pixels of one picture; that picture's own error, or 422 where there is no other.
         body_seconds: from the end of the head to the end of the body; 408.
         waiting: requests that wait for a thread; 503 with Retry-After.
-        held_bytes: bodies in memory at once, of all requests; 503 with Retry-After.
+        held_bytes: bodies in memory at once, of all requests (the pictures of a form are copied, which can double it);
+            503 with Retry-After.
     """
 
     body_bytes: int = 32 * 2**20

@@ -39,7 +39,8 @@ class Metrics:
             buckets=_BUCKETS,
             registry=registry,
         )
-        self._pictures = Counter("cifar_pictures", "Pictures received.", ["outcome"], registry=registry)
+        pictures = Counter("cifar_pictures", "Pictures received.", ["outcome"], registry=registry)
+        self._predicted, self._failed = pictures.labels("predicted"), pictures.labels("failed")
         _describe(model, registry)
 
     def count_request(self, endpoint: str, status: int, seconds: float) -> None:
@@ -47,8 +48,8 @@ class Metrics:
         self._seconds.labels(endpoint).observe(seconds)
 
     def count_pictures(self, *, predicted: int, failed: int = 0) -> None:
-        self._pictures.labels("predicted").inc(predicted)
-        self._pictures.labels("failed").inc(failed)
+        self._predicted.inc(predicted)
+        self._failed.inc(failed)
 
     def render(self) -> bytes:
         return generate_latest(self._registry)

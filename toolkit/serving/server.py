@@ -75,14 +75,13 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="cifar-serve-") as name:
         folder = Path(name)
         copy = copy_model(path, folder, provider=provider)
-        served = _open_as(path, copy)
+        session = _open_as(path, copy).session
         app = WorkerApp(copy, max(1, available_cores() // workers), limits)
         with _listen(host, port) as listener:
             announce(
-                f"Serving {display(path)} (SHA-256 {copy.sha256}) on {served.session.provider}, {_url(listener)}, "
-                f"{workers} process{'es' if workers > 1 else ''}"
+                f"Serving {display(path)} (SHA-256 {copy.sha256}) at {_url(listener)}, "
+                f"{session.note or f'running on {session.provider}'}"
             )
-            del served
             _run_one(app, listener) if workers == 1 else _run_several(app, listener, workers, folder)
 
 
