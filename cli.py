@@ -325,6 +325,22 @@ def predict(
 
 
 @command
+def serve(
+    model: Annotated[
+        str | None, typer.Option(help="ONNX file. [default: $CIFAR_MODEL, ./model.onnx, the shipped one]")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes any free one.", min=0, max=65535)] = 8000,
+    workers: Annotated[int, typer.Option(help="Processes; they share the cores.", min=1)] = 1,
+    provider: Provider = "auto",
+) -> None:
+    """Serve the model over HTTP until SIGTERM or Ctrl-C, which finish the accepted requests first."""
+    from toolkit.serving import serve as serve_model
+
+    serve_model(model, provider=provider, host=host, port=port, workers=workers, announce=note)
+
+
+@command
 def models(json_output: Json = False) -> None:
     """List the networks and their cost."""
     from models.cost import all_costs

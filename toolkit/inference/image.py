@@ -55,21 +55,24 @@ _UPRIGHT = {
 }
 
 
-def read_image(source: str | os.PathLike[str] | bytes, *, name: str | None = None) -> NDArray[np.uint8]:
+def read_image(
+    source: str | os.PathLike[str] | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
     """Read a picture from a file, or from the bytes of one, as uint8 `(32, 32, 3)`, RGB.
 
     Args:
         source: a path, or the contents of an image file.
         name: the picture's name in messages; by default its path.
+        max_pixels: the largest picture that is decoded; at most `MAX_PIXELS`.
 
     Raises:
         ToolkitError: not an ordinary file, not a picture, damaged, or too large; the message begins with the name.
     """
-    return read_image_and_size(source, name=name)[0]
+    return read_image_and_size(source, name=name, max_pixels=max_pixels)[0]
 
 
 def read_image_and_size(
-    source: str | os.PathLike[str] | bytes, *, name: str | None = None
+    source: str | os.PathLike[str] | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """As `read_image`, with the picture's own width and height in pixels."""
     if isinstance(source, bytes):
@@ -78,9 +81,9 @@ def read_image_and_size(
             raise ToolkitError(f"{name}: is empty")
         if len(source) > MAX_BYTES:
             raise ToolkitError(f"{name}: has more than {MAX_BYTES:,} bytes")
-        return _decode(io.BytesIO(source), name)
+        return _decode(io.BytesIO(source), name, max_pixels)
     with open_regular(source, max_bytes=MAX_BYTES) as file:
-        return _decode(file, name or display(source))
+        return _decode(file, name or display(source), max_pixels)
 
 
 def prepare(image: Image.Image) -> NDArray[np.uint8]:
@@ -90,7 +93,7 @@ def prepare(image: Image.Image) -> NDArray[np.uint8]:
         ToolkitError: the picture is damaged, of a refused format, or has more than `MAX_PIXELS` pixels.
     """
     with _convert_errors("the picture"):
-        return _prepare(image)
+        return _prepare(image, MAX_PIXELS)
 
 
 def is_picture_name(name: str) -> bool:
@@ -107,9 +110,9 @@ def picture_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, format_name in extensions.items() if format_name in readable)
 
 
-def _decode(file: IO[bytes], name: str) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def _decode(file: IO[bytes], name: str, max_pixels: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     with _convert_errors(name), _open(file) as image:
-        return _prepare(image), image.size
+        return _prepare(image, max_pixels), image.size
 
 
 def _open(file: IO[bytes]) -> Image.Image:
@@ -135,10 +138,10 @@ def _convert_errors(name: str) -> Iterator[None]:
         raise ToolkitError(f"{name}: cannot be decoded: {display(str(error)) or type(error).__name__}") from error
 
 
-def _prepare(image: Image.Image) -> NDArray[np.uint8]:
+def _prepare(image: Image.Image, max_pixels: int) -> NDArray[np.uint8]:
     pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
-        raise ToolkitError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}, the limit")
+    if pixels > max_pixels:
+        raise ToolkitError(f"{image.width} x {image.height} pixels are more than {max_pixels:,}, the limit")
     if image.format in _REFUSED_FORMATS:
         raise ToolkitError(f"{image.format} files are not decoded; convert the picture to PNG or JPEG")
     with _large_picture_lock if pixels > _LARGE_PIXELS else nullcontext():

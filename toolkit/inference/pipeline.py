@@ -7,7 +7,7 @@ decode for it.
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ def classify(
     share = min(batch_size, _SHARE)
 
     def predict_several(several: list[Taken]) -> list[Prediction | Failure]:
-        return _predict(session, decode_several(several), top)
+        return predict_decoded(session, decode_several(several), top)
 
     if session.provider == "cpu":
         with closing(_run_in_threads(predict_several, sources, threads=workers, share=share)) as results:
@@ -87,7 +87,7 @@ def classify(
         _run_in_threads(decode_several, sources, threads=workers, share=share, ahead=2 * batch_size)
     ) as decoded:
         while batch := list(islice(decoded, batch_size)):
-            yield from _predict(session, batch, top)
+            yield from predict_decoded(session, batch, top)
 
 
 def check_options(*, batch_size: int, top: int, class_count: int) -> None:
@@ -128,7 +128,17 @@ def _run_in_threads(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _predict(session: Session, batch: list[Decoded], top: int) -> list[Prediction | Failure]:
+def predict_decoded(session: Session, batch: Sequence[Decoded], top: int) -> list[Prediction | Failure]:
+    """Run the model once on decoded pictures; a `Failure` keeps its place.
+
+    Args:
+        session: the open model.
+        batch: the decoded pictures, or the `Failure` to decode one.
+        top: the number of classes that each prediction lists.
+
+    Raises:
+        ToolkitError: the model failed.
+    """
     probabilities = _probabilities(session, [item[1] for item in batch if not isinstance(item, Failure)])
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]  # (N, top)
     rows = zip(best.tolist(), np.take_along_axis(probabilities, best, axis=1).tolist(), strict=True)

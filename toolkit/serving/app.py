@@ -1,0 +1,162 @@
+"""The ASGI application: the routes, and `POST /predict`."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from toolkit.files import as_text
+from toolkit.inference import Failure, Prediction
+from toolkit.inference.output_format import format_predictions
+from toolkit.serving.access_log import CLIENT_GONE, AccessLog
+from toolkit.serving.form import render_form
+from toolkit.serving.limits import Intake, Limits
+from toolkit.serving.metrics import Metrics
+from toolkit.serving.model import Picture, ServedModel
+from toolkit.serving.multipart import split_pictures
+from toolkit.serving.v2 import V2
+
+JSON = "application/json"
+_MULTIPART = "multipart/form-data"
+
+
+def create_app(
+    model: ServedModel,
+    *,
+    threads: int,
+    limits: Limits = Limits(),  # noqa: B008  (frozen)
+    write_log: Callable[[str], object] | None = None,
+) -> ASGIApp:
+    """The application around an open model.
+
+    Args:
+        model: answers all requests.
+        threads: pictures that are decoded and classified at once.
+        limits: what a request may cost.
+        write_log: takes the lines of the access log; by default they go to stderr.
+    """
+    metrics = Metrics(model)
+    intake = Intake(limits, threads=threads)
+    endpoints = Endpoints(model, limits, intake, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        intake.close()
+
+    app = Starlette(
+        routes=[
+            Route("/predict", endpoints.predict, methods=["POST"]),
+            Route("/", endpoints.page),
+            Route("/metrics", endpoints.metrics),
+            *V2(model, limits, intake, metrics).routes(),
+        ],
+        exception_handlers={
+            HTTPException: _refuse,
+            ClientDisconnect: _note_disconnect,
+            Exception: _report_internal_error,
+        },
+        lifespan=lifespan,
+    )
+    return AccessLog(app, metrics, write_log or sys.stderr.write)
+
+
+class Endpoints:
+    """The routes outside the V2 protocol."""
+
+    def __init__(self, model: ServedModel, limits: Limits, intake: Intake, metrics: Metrics) -> None:
+        self._model = model
+        self._limits = limits
+        self._intake = intake
+        self._metrics = metrics
+        self._page = render_form(model.session.class_names, sha256=model.sha256)
+
+    async def page(self, request: Request) -> Response:
+        return HTMLResponse(self._page)
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._metrics.render(), media_type=self._metrics.content_type)
+
+    async def predict(self, request: Request) -> Response:
+        """Classify the picture in the body, or each part of a form; the JSON of `cifar predict --format json`.
+
+        Statuses: 200 unless every picture failed, then 422; 400 for a malformed form or `top`; 408, 413, 415, 503.
+        """
+        top = self._requested_top(request)
+        media_type = _check_content_type(request)
+        async with self._intake.body(request, max_bytes=self._limits.body_bytes) as content:
+            if media_type == _MULTIPART:
+                content_type = request.headers["content-type"]
+                pictures = await self._intake.run(
+                    split_pictures, content, content_type, max_pictures=self._limits.pictures
+                )
+            else:
+                pictures = [Picture("", content)]
+            results = await self._classify(pictures, top)
+        failed = sum(isinstance(result, Failure) for result in results)
+        self._metrics.count_pictures(predicted=len(results) - failed, failed=failed)
+        return Response(_as_json(results, top), 422 if failed == len(results) else 200, media_type=JSON)
+
+    async def _classify(self, pictures: list[Picture], top: int) -> list[Prediction | Failure]:
+        """Each picture is a job of its own, so that a request with many leaves threads to the others."""
+        jobs = (
+            self._intake.run(self._model.predict, picture, top=top, max_pixels=self._limits.pixels)
+            for picture in pictures
+        )
+        return [await next(jobs)] if len(pictures) == 1 else await asyncio.gather(*jobs)
+
+    def _requested_top(self, request: Request) -> int:
+        given = request.query_params.get("top", "1") if request.scope["query_string"] else "1"
+        classes = len(self._model.session.class_names)
+        if not (given.isascii() and given.isdecimal() and len(given) < 10 and 1 <= int(given) <= classes):
+            raise HTTPException(400, f"top must be a whole number between 1 and {classes}, the number of classes")
+        return int(given)
+
+
+def _check_content_type(request: Request) -> str:
+    """The media type, where it is that of a picture or a form and the body is not compressed; else 415."""
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise HTTPException(415, "a body with a Content-Encoding is not accepted; send it as it is")
+    given = request.headers.get("content-type", "application/octet-stream")
+    media_type = given.partition(";")[0].strip().lower()
+    if media_type.startswith("image/") or media_type in ("application/octet-stream", _MULTIPART):
+        return media_type
+    raise HTTPException(
+        415,
+        f"Content-Type {media_type[:100]!r} is not accepted: send the bytes of a picture as image/* or "
+        f"application/octet-stream, or several as {_MULTIPART}",
+    )
+
+
+def _as_json(results: list[Prediction | Failure], top: int) -> str:
+    return "[" + ",".join(_result_as_json(result, top) for result in results) + "]"
+
+
+def _result_as_json(result: Prediction | Failure, top: int) -> str:
+    if isinstance(result, Failure):
+        return json.dumps({"path": as_text(result.path), "error": result.error})
+    return next(format_predictions([result], "jsonl", top=top))
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    content = json.dumps({"error": error.detail})
+    return Response(content, error.status_code, headers=dict(error.headers or {}), media_type=JSON)
+
+
+async def _note_disconnect(request: Request, error: Exception) -> Response:
+    """Reaches nobody; the status is logged."""
+    return Response(status_code=CLIENT_GONE)
+
+
+async def _report_internal_error(request: Request, error: Exception) -> Response:
+    """The client learns nothing of the server's files; the traceback goes to stderr."""
+    return Response(json.dumps({"error": "internal server error"}), 500, media_type=JSON)
