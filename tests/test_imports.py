@@ -19,6 +19,7 @@ ALLOWED = {  # room -> the rooms and modules of toolkit/ (or `models`) that it m
     "toolkit/cores.py": (),
     "toolkit/device.py": ("errors", "cores"),
     "toolkit/inference": (*BOTTOM, "cores"),
+    "toolkit/serving": (*BOTTOM, "cores", "inference"),
     "toolkit/recipes": ("models", *BOTTOM),
     "toolkit/data": (*BOTTOM, "inference.image"),
     "toolkit/runs": ("models", *BOTTOM, "recipes", "data"),

@@ -36,7 +36,9 @@ def fetch_runtime(version: str, folder: Path = RUNTIME) -> None:
     for name, content in contents.items():
         with replacing(folder / f"{name}.gz") as path:
             path.write_bytes(gzip.compress(content, mtime=0))
-    described = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
+    described = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()
+    }
     text = json.dumps({"package": PACKAGE, "version": version, "license": LICENSE, "files": described}, indent=2)
     with replacing(folder / "runtime.json") as path:
         path.write_text(text + "\n")

@@ -28,16 +28,17 @@ async function embeddedModel(page) {
   }
   const ort = await openRuntime();
   const session = await ort.InferenceSession.create(await unpack("model"), { executionProviders: ["wasm"] });
-  const run = async (pixels) => session.run(FEEDS[page.input](ort, pixels));
-  await run(new Uint8Array(SIDE * SIDE * 3)); // the first run is slower: allocates
-  return {
+  const model = {
     async classify(file, picture) {
       const start = performance.now();
-      const { logits, probabilities } = await run(picture.pixels);
+      const { logits, probabilities } = await session.run(FEEDS[page.input](ort, picture.pixels));
       const milliseconds = performance.now() - start;
+      checkProbabilities(probabilities.data, page.classes);
       return { top: mostProbable(page.classes, probabilities.data), logits: logits.data, milliseconds };
     },
   };
+  await model.classify(null, { pixels: new Uint8Array(SIDE * SIDE * 3) }); // the first run allocates: it is slower
+  return model;
 }
 
 /** Import onnxruntime-web from memory: a page opened from disk cannot load a second file. */
@@ -66,7 +67,14 @@ async function unpack(id) {
 /** (32, 32, 3) levels -> (3, 32, 32) in [0, 1]. */
 function channelsFirst(pixels) {
   const plane = SIDE * SIDE;
-  return Float32Array.from({ length: 3 * plane }, (_, index) => pixels[(index % plane) * 3 + Math.trunc(index / plane)] / 255);
+  const levelAt = (index) => pixels[(index % plane) * 3 + Math.trunc(index / plane)];
+  return Float32Array.from({ length: 3 * plane }, (_, index) => levelAt(index) / 255);
+}
+
+function checkProbabilities(probabilities, classes) {
+  if (probabilities.length !== classes.length || !probabilities.every(Number.isFinite)) {
+    throw new ModelError(`The model gave no probability for each of its ${classes.length} classes.`);
+  }
 }
 
 function mostProbable(classes, probabilities) {
@@ -75,24 +83,28 @@ function mostProbable(classes, probabilities) {
     .slice(0, TOP);
 }
 
-/** POST the file as it is; the answer is that of `cifar predict --format json`. */
+/** Ask `POST /predict`, whose answer is that of `cifar predict --format json`. */
 function serverModel(page) {
   const address = `predict?top=${Math.min(TOP, page.classes.length)}`;
   return {
     async classify(file) {
       const start = performance.now();
-      let answer;
-      try {
-        const response = await fetch(address, { method: "POST", body: file });
-        answer = await response.json();
-      } catch {
-        throw new ModelError("the server did not answer");
-      }
-      const result = Array.isArray(answer) ? answer[0] : answer;
-      if (!result?.top) {
-        throw new ModelError(String(result?.error ?? "the server gave no prediction"));
-      }
+      const result = await post(address, file);
+      if (!result.top) throw new ModelError(result.error.replace(/^the picture: /, ""));
       return { top: result.top, logits: null, milliseconds: performance.now() - start };
     },
   };
+}
+
+/** The server's answer for one file: its prediction, or `{ error }`. */
+async function post(address, file) {
+  const body = new Blob([file], { type: "application/octet-stream" }); // the server looks at the bytes, not the name
+  let answer;
+  try {
+    answer = await (await fetch(address, { method: "POST", body })).json();
+  } catch {
+    throw new ModelError("got no answer: the server cannot be reached");
+  }
+  const result = Array.isArray(answer) ? answer[0] : answer;
+  return result?.top ? result : { error: String(result?.error ?? "the server gave no prediction") };
 }

@@ -45,11 +45,11 @@ class PageModel:
 
     def figures(self) -> list[tuple[str, str]]:
         """The page's headline: (figure, what it is) each."""
-        kind = f"{self._recorded('model')}, {self._recorded('precision')}"
+        network = f"{self._recorded('model')}, {self._recorded('precision')}"
         return [
-            (self._percentage("test_accuracy"), f"of {self._count('test_images')} test images right"),
+            (self._percentage("test_accuracy"), f"test accuracy, {self._count('test_images')} images"),
             (f"{len(self.class_names):,}", "classes"),
-            (f"{len(self.content) / 1e6:.1f} MB", kind),
+            (f"{len(self.content) / 1e6:.1f} MB", f"model file, {network}"),
         ]
 
     def checks(self) -> list[tuple[str, str]]:

@@ -21,7 +21,8 @@ async function startModel() {
     return model;
   } catch (error) {
     setStatus("failed", "Not available");
-    showNotice(error instanceof ModelError ? error.message : `The model could not be started: ${error.message}`);
+    const message = error instanceof ModelError ? error.message : `The model could not be started: ${error.message}`;
+    showNotice(message, "failure");
     return null;
   }
 }
@@ -226,10 +227,12 @@ function clearResults() {
 
 function showModel() {
   const classes = count(page.classes.length, "class", "classes");
-  element("lede").textContent =
+  const place =
     page.mode === "server"
-      ? `A small neural network picks one of ${classes}. Pictures are sent to the server that this page came from.`
-      : `A small neural network picks one of ${classes}. It runs inside this page: no picture leaves your device.`;
+      ? "Pictures are sent to the server that this page came from."
+      : "It runs inside this page: no picture leaves your device.";
+  element("lede").textContent =
+    `A small neural network picks the likeliest of ${classes}, even for a picture that shows none of them. ${place}`;
   fillList("figures", page.figures.map(([figure, meaning]) => [meaning, figure]));
   fillList("checks", page.checks);
   const details = element("classes");
@@ -263,9 +266,9 @@ function setStatus(state, text) {
   element("status").textContent = text;
 }
 
-function showNotice(text) {
-  element("notice").textContent = text;
-  element("notice").hidden = !text;
+function showNotice(text, id = "notice") {
+  element(id).textContent = text;
+  element(id).hidden = !text;
 }
 
 function formatTime(milliseconds) {

@@ -45,7 +45,11 @@ async function decode(file, limits) {
   }
   let bitmap;
   try {
-    bitmap = await createImageBitmap(file, { imageOrientation: "from-image", colorSpaceConversion: "none" });
+    bitmap = await createImageBitmap(file, {
+      imageOrientation: "from-image",
+      colorSpaceConversion: "none", // colour profiles are not applied
+      premultiplyAlpha: "none", // else Chromium's WebP decoder rounds colours by one level
+    });
   } catch {
     throw new PictureError("is not a picture that this browser can read (PNG, JPEG, WebP, GIF, AVIF, BMP)");
   }
