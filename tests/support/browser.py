@@ -1,4 +1,4 @@
-"""The web page in a real browser: Chromium, driven by Playwright. Tests that need it are skipped where it is missing."""
+"""The web page in Chromium, driven by Playwright. Tests that need it are skipped where it is missing."""
 
 import shutil
 from collections.abc import Iterator

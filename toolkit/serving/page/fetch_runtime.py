@@ -1,4 +1,4 @@
-"""Take onnxruntime-web from its npm package into runtime/: gzipped files, and their version and SHA-256 in runtime.json.
+"""Take onnxruntime-web from its npm package into runtime/: gzipped files, and runtime.json with their SHA-256.
 
 Run with the version that is wanted, `python -m toolkit.serving.page.fetch_runtime 1.30.0`; needs npm. The package
 holds no licence text: runtime/LICENSE is that of the ONNX Runtime repository.
