@@ -1,7 +1,8 @@
 """The web page in Chromium, driven by Playwright. Tests that need it are skipped where it is missing."""
 
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,11 +63,15 @@ class Tab:
         return self.page.evaluate("results.length")
 
     def wait_for(self, count: int) -> list[Result]:
-        for _ in range(6000):
-            if self.count() >= count:
-                return self.results()
+        self.wait_until(lambda: self.count() >= count)
+        return self.results()
+
+    def wait_until(self, holds: Callable[[], object]) -> None:
+        """Playwright's own wait for a function needs `eval`, which the page's policy forbids."""
+        deadline = time.monotonic() + 120
+        while not holds():
+            assert time.monotonic() < deadline, "waited for two minutes"
             self.page.wait_for_timeout(10)
-        raise AssertionError(f"{self.count()} results after a minute, not {count}")
 
     def results(self) -> list[Result]:
         plain = "results.map((r) => ({...r, pixels: r.pixels && [...r.pixels], logits: r.logits && [...r.logits]}))"

@@ -114,14 +114,17 @@ function addFiles(files) {
 
 async function classifyAll(files, cards) {
   const model = await opened;
-  const first = results.length;
+  const batch = [];
   for (const [index, file] of files.entries()) {
-    if (!cards[index].isConnected) continue; // cleared
-    results.push(await classifyOne(model, file, cards[index]));
+    const card = cards[index];
+    const result = card.isConnected && (await classifyOne(model, file, card));
+    if (!card.isConnected) continue; // cleared, before or meanwhile
+    batch.push(result);
+    results.push(result);
     showSummary();
     await nextFrame();
   }
-  announce(results.slice(first));
+  if (batch.length) announce(batch);
 }
 
 async function classifyOne(model, file, card) {
@@ -202,7 +205,10 @@ function showSummary() {
   const good = results.filter((result) => !result.error);
   const parts = [`${count(good.length, "picture")} classified`];
   if (good.length < results.length) parts.push(`${results.length - good.length} refused`);
-  if (good.length > 1) parts.push(`median ${formatTime(median(good.map((result) => result.milliseconds)))} per picture`);
+  if (good.length > 1) {
+    const time = formatTime(median(good.map((result) => result.milliseconds)));
+    parts.push(`${page.mode === "server" ? "server" : "network"} ${time} per picture (median)`);
+  }
   element("summary").textContent = parts.join(" · ");
 }
 
