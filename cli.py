@@ -341,6 +341,24 @@ def serve(
 
 
 @command
+def page(
+    output: Annotated[Path, typer.Argument(help="HTML file to write.")],
+    model: Annotated[str | None, typer.Option(help="ONNX file. [default: as for `cifar predict`]")] = None,
+    json_output: Json = False,
+) -> None:
+    """Write the model as one HTML file that classifies pictures in any browser, offline."""
+    from toolkit.serving.page import write_page
+
+    written = write_page(output, model)
+    values = {"path": as_text(written.path), "bytes": written.size, "model_sha256": written.model_sha256}
+    print_result(
+        values,
+        lambda: f"{display(written.path)}: {written.size / 1e6:.1f} MB; open it in a browser",
+        as_json=json_output,
+    )
+
+
+@command
 def models(json_output: Json = False) -> None:
     """List the networks and their cost."""
     from models.cost import all_costs

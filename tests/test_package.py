@@ -19,6 +19,9 @@ def left_out(folder, names):
     return LEFT_OUT(folder, names) | own
 
 
+PACKAGED = {".py", ".toml", ".typed", ".html", ".css", ".js", ".gz", ".json"}
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """A folder with the contents of the wheel, as an installation would lay them out."""
@@ -48,9 +51,10 @@ def run(installed, tmp_path, *arguments):
 def test_everything_that_runs_is_in_the_wheel(installed):
     names = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
     for part in ("toolkit", "models"):
-        sources = {str(p.relative_to(ROOT)) for p in (ROOT / part).rglob("*") if p.suffix in (".py", ".toml", ".typed")}
+        sources = {str(p.relative_to(ROOT)) for p in (ROOT / part).rglob("*") if p.suffix in PACKAGED}
         assert sources <= names
     assert {"cli.py", "toolkit/weights/model.onnx", "toolkit/weights/checkpoint.pt"} <= names
+    assert "toolkit/serving/page/runtime/LICENSE" in names
     assert not any(name.startswith(("tests", "examples")) for name in names)
 
 

@@ -13,7 +13,12 @@ from toolkit.data.cifar import CLASS_NAMES
 
 
 def tiny_model(
-    *, float_nchw: bool = False, metadata: dict[str, str] | None = None, images: str = "images", batch: Any = "batch"
+    *,
+    float_nchw: bool = False,
+    metadata: dict[str, str] | None = None,
+    images: str = "images",
+    batch: Any = "batch",
+    classes: int = 10,
 ) -> onnx.ModelProto:
     """Averages each channel of a picture; class i's logit is a tenth of red, green or blue (i modulo 3)."""
     kind, shape, axes = (
@@ -21,8 +26,8 @@ def tiny_model(
         if float_nchw
         else (TensorProto.UINT8, [batch, 32, 32, 3], [1, 2])
     )
-    weights = np.zeros((3, 10), np.float32)
-    weights[np.arange(10) % 3, np.arange(10)] = 0.1 * (255 if float_nchw else 1)
+    weights = np.zeros((3, classes), np.float32)
+    weights[np.arange(classes) % 3, np.arange(classes)] = 0.1 * (255 if float_nchw else 1)
     graph = helper.make_graph(
         [
             helper.make_node("Cast", [images], ["floats"], to=TensorProto.FLOAT),
@@ -32,7 +37,10 @@ def tiny_model(
         ],
         "tiny",
         [helper.make_tensor_value_info(images, kind, shape)],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 10]) for name in ("logits", "probabilities")],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, classes])
+            for name in ("logits", "probabilities")
+        ],
         [numpy_helper.from_array(np.array(axes, np.int64), "axes"), numpy_helper.from_array(weights, "weights")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)

@@ -17,11 +17,12 @@ from toolkit.files import as_text
 from toolkit.inference import Failure, Prediction
 from toolkit.inference.output_format import format_predictions
 from toolkit.serving.access_log import CLIENT_GONE, AccessLog
-from toolkit.serving.form import render_form
 from toolkit.serving.limits import Intake, Limits
 from toolkit.serving.metrics import Metrics
 from toolkit.serving.model import Picture, ServedModel
 from toolkit.serving.multipart import split_pictures
+from toolkit.serving.page.model import PageModel
+from toolkit.serving.page.render import render_page
 from toolkit.serving.v2 import V2
 
 JSON = "application/json"
@@ -77,7 +78,7 @@ class Endpoints:
         self._limits = limits
         self._intake = intake
         self._metrics = metrics
-        self._page = render_form(model.session.class_names, sha256=model.sha256)
+        self._page = render_page(PageModel.of(model.session), mode="server")
 
     async def page(self, request: Request) -> Response:
         return HTMLResponse(self._page)

@@ -1,0 +1,97 @@
+"""The model that a page shows: its file, and what the file records about itself."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from toolkit.files import shorten
+from toolkit.inference import Session, find_model, open_model
+from toolkit.inference.model_file import read_model
+
+NOT_RECORDED = "not recorded"
+
+
+@dataclass(frozen=True)
+class PageModel:
+    """A model for `render_page`.
+
+    Attributes:
+        content: the ONNX file.
+        input_form: of its input, as in `Session.input_form`.
+        class_names: in the order of its outputs.
+        metadata: the file's properties under `cifar.`, without that prefix. They are not trusted: only shown, as text.
+    """
+
+    content: bytes
+    input_form: str
+    class_names: tuple[str, ...]
+    metadata: Mapping[str, str]
+
+    @classmethod
+    def of(cls, session: Session) -> "PageModel":
+        """The model of an open session, read once more from its path.
+
+        Raises:
+            ToolkitError: the file cannot be read.
+        """
+        return cls(read_model(session.path), session.input_form, session.class_names, session.metadata)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    def figures(self) -> list[tuple[str, str]]:
+        """The page's headline: (figure, what it is) each."""
+        network = f"{self._recorded('model')}, {self._recorded('precision')}"
+        return [
+            (self._percentage("test_accuracy"), f"test accuracy, {self._count('test_images')} images"),
+            (f"{len(self.class_names):,}", "classes"),
+            (f"{len(self.content) / 1e6:.1f} MB", f"model file, {network}"),
+        ]
+
+    def checks(self) -> list[tuple[str, str]]:
+        """What the export gate recorded in the file: (name, value) each."""
+        correct, images = self._count("test_correct"), self._count("test_images")
+        return [
+            ("Checked by", f"the export gate of cifar {self._recorded('toolkit_version')}"),
+            ("Date", self._recorded("date")),
+            ("Test accuracy", f"{self._percentage('test_accuracy')} ({correct} of {images})"),
+            ("Accuracy required", self._percentage("min_accuracy")),
+            ("Largest logit difference from PyTorch", self._recorded("parity_max_logit_difference")),
+            ("Labels that differ from PyTorch", self._recorded("parity_differing_labels")),
+            ("Data", self._data_name()),
+            ("Checkpoint SHA-256", self._recorded("checkpoint_sha256")),
+            ("Model file SHA-256", self.sha256),
+        ]
+
+    def _recorded(self, key: str) -> str:
+        return shorten(self.metadata.get(key) or NOT_RECORDED)
+
+    def _percentage(self, key: str) -> str:
+        try:
+            share = float(self.metadata.get(key, ""))
+        except ValueError:
+            share = math.nan
+        return f"{share:.2%}" if 0 <= share <= 1 else NOT_RECORDED
+
+    def _count(self, key: str) -> str:
+        text = self.metadata.get(key, "")
+        return f"{int(text):,}" if text.isascii() and text.isdecimal() and len(text) < 16 else NOT_RECORDED
+
+    def _data_name(self) -> str:
+        try:
+            return shorten(json.loads(self.metadata.get("data", ""))["name"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return NOT_RECORDED
+
+
+def read_page_model(path: str | os.PathLike[str] | None = None) -> PageModel:
+    """The model at `path`, by default the one that `cifar predict` takes.
+
+    Raises:
+        ToolkitError: there is no model, or the file is no model of this toolkit.
+    """
+    return PageModel.of(open_model(find_model(path), provider="cpu", threads=1))
