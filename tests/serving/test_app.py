@@ -114,10 +114,10 @@ def test_other_paths_and_methods(server: Address, method: str, path: str, status
     assert response.json().keys() == {"error"}
 
 
-def test_the_page_posts_to_predict_and_names_the_model(server: Address, model: ServedModel) -> None:
+def test_the_page_asks_the_server_and_names_the_model(server: Address, model: ServedModel) -> None:
     response = httpx.get(server.url)
     assert response.headers["content-type"] == "text/html; charset=utf-8"
-    assert 'action="/predict' in response.text
+    assert '"mode": "server"' in response.text
     assert model.sha256 in response.text
 
 

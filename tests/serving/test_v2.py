@@ -89,9 +89,9 @@ def test_a_model_that_takes_floats_is_served_with_the_same_input(tmp_path: Any) 
 
 
 def test_triton_client_reads_our_errors(client: triton.InferenceServerClient) -> None:
-    with pytest.raises(InferenceServerException, match="there is no model other; this server has cifar"):
+    with pytest.raises(InferenceServerException, match="there is no model 'other'; this server has cifar"):
         client.infer("other", [tensor()])
-    with pytest.raises(InferenceServerException, match="there is no version 9; this server has "):
+    with pytest.raises(InferenceServerException, match="there is no version '9'; this server has "):
         client.get_model_metadata("cifar", "9")
     with pytest.raises(InferenceServerException, match="at most 64 images, not 65"):
         client.infer("cifar", [tensor(np.zeros((65, 32, 32, 3), np.uint8))])
@@ -127,8 +127,8 @@ def test_data_in_json_is_flat_or_nested(server: Address, data: list[Any]) -> Non
         ({}, "inputs must be a list of one tensor, images"),
         ({"inputs": [{}, {}]}, "inputs must be a list of one tensor, images"),
         ({"id": 7}, "id must be a string"),
-        (json_request(name="x"), "the input must be images with the datatype UINT8, not x UINT8"),
-        (json_request(datatype=None), "the input must be images with the datatype UINT8, not images None"),
+        (json_request(name="x"), "the input must be images with the datatype UINT8, not 'x' 'UINT8'"),
+        (json_request(datatype=None), "the input must be images with the datatype UINT8, not 'images' None"),
         (json_request(shape=[1, 3, 32, 32]), "the shape of images must be [N, 32, 32, 3] with N at least 1, not [1, 3"),
         (json_request(shape=[0, 32, 32, 3], data=[]), "the shape of images must be [N, 32, 32, 3] with N at least 1"),
         (json_request(shape=[True, 32, 32, 3]), "the shape of images must be [N, 32, 32, 3] with N at least 1"),
