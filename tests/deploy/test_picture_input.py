@@ -128,7 +128,7 @@ def set_attribute(name: str, value: object) -> Callable[[ModelProto], None]:
 def take_the_top_left_square(model: ModelProto) -> None:
     node(model, "Div").op_type = "Mul"
     two = next(tensor for tensor in model.graph.initializer if tensor.name == "picture_two")
-    two.CopyFrom(onnx.numpy_helper.from_array(np.array(0), "picture_two"))
+    two.CopyFrom(onnx.numpy_helper.from_array(np.array([0]), "picture_two"))
 
 
 def show_other_pixels_than_the_network_receives(model: ModelProto) -> None:

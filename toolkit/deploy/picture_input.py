@@ -9,19 +9,13 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from toolkit.deploy import graph
-from toolkit.deploy.graph import IMAGES, PICTURE
+from toolkit.deploy.graph import IMAGES
 from toolkit.inference.image import SIDE
+from toolkit.inference.picture_nodes import CONSTANTS, NODES, PictureNode
 
 # The runtime beside the gate's own in which the tests compare the pixels of this prefix with the picture rule. Others
 # may differ: OpenVINO ignores `antialias` without an error (its issue 35893).
 TESTED_RUNTIME = "onnxruntime-web 1.30.0"
-
-_CONSTANTS = {
-    "picture_two": 2,
-    "picture_height_and_width": [0, 1],  # axes of Slice
-    "picture_batch_axis": [0],
-    "picture_resized_shape": [1, 3, SIDE, SIDE],
-}
 
 
 def prepend_picture_input(model: ModelProto) -> ModelProto:
@@ -36,11 +30,11 @@ def prepend_picture_input(model: ModelProto) -> ModelProto:
     """
     copy: ModelProto = ModelProto.FromString(model.SerializeToString())
     content = copy.graph
-    nodes = [*_prefix(), *content.node]
+    nodes = [*map(_make_node, NODES), *content.node]
     del content.node[:]
     content.node.extend(nodes)
     content.initializer.extend(
-        numpy_helper.from_array(np.array(value, np.int64), name) for name, value in _CONSTANTS.items()
+        numpy_helper.from_array(np.array(value, np.int64), name) for name, value in CONSTANTS.items()
     )
     del content.input[:]
     form = graph.INPUTS["picture"]
@@ -57,30 +51,7 @@ def expose_pixels(model: ModelProto) -> ModelProto:
     return copy
 
 
-def _prefix() -> list[NodeProto]:
-    """From `picture`, (height, width, 3), to `images`, (1, 32, 32, 3)."""
-    make = helper.make_node
-    nodes = [
-        make("Shape", [PICTURE], ["picture_size"], start=0, end=2),  # [height, width]
-        make("ReduceMin", ["picture_size"], ["picture_side"], keepdims=1),
-        make("Sub", ["picture_size", "picture_side"], ["picture_margins"]),
-        make("Div", ["picture_margins", "picture_two"], ["picture_start"]),  # integers, rounded down
-        make("Add", ["picture_start", "picture_side"], ["picture_end"]),
-        make("Slice", [PICTURE, "picture_start", "picture_end", "picture_height_and_width"], ["picture_square"]),
-        make("Unsqueeze", ["picture_square", "picture_batch_axis"], ["picture_batch"]),
-        make("Transpose", ["picture_batch"], ["picture_planes"], perm=[0, 3, 1, 2]),  # (1, 3, side, side)
-        make(
-            "Resize",
-            ["picture_planes", "", "", "picture_resized_shape"],
-            ["picture_resized"],
-            mode="cubic",
-            cubic_coeff_a=-0.5,
-            antialias=1,
-            exclude_outside=1,
-            coordinate_transformation_mode="half_pixel",
-        ),
-        make("Transpose", ["picture_resized"], [IMAGES], perm=[0, 2, 3, 1]),
-    ]
-    for node in nodes:
-        node.name = f"{node.output[0]}_{node.op_type}"
-    return nodes
+def _make_node(node: PictureNode) -> NodeProto:
+    made = helper.make_node(node.op_type, node.inputs, [node.output], f"{node.output}_{node.op_type}")
+    made.attribute.extend(helper.make_attribute(name, value) for name, value in node.attributes.items())
+    return made

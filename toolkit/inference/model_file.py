@@ -54,7 +54,7 @@ OPERATORS = frozenset({
     "Reshape", "Shape", "Softmax", "Squeeze", "Sub", "Transpose", "Unsqueeze",
 })
 # fmt: on
-# Of the picture rule inside a graph (`toolkit.deploy.picture_input`), where each occurs once.
+# Of the picture rule inside a graph (`toolkit.inference.picture_nodes`), where each occurs once.
 PICTURE_OPERATORS = frozenset({"ReduceMin", "Resize", "Slice"})
 
 _MAX_FIELDS = 100_000  # the largest network here has a tenth of that
