@@ -305,7 +305,7 @@ def predict(
 
     def predictions() -> Any:
         nonlocal failures
-        for result in classifier.stream(paths, batch_size=batch_size, top=top):
+        for result in classifier.stream(paths, batch_size=batch_size, top=top, processes=True):
             if isinstance(result, Failure):
                 failures += 1
                 print_error(str(result.error))

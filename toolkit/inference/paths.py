@@ -3,7 +3,7 @@
 import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from toolkit.errors import ToolkitError
 from toolkit.files import display
-from toolkit.inference.image import MAX_BYTES, SIDE, is_picture_name, prepare, read_image
+from toolkit.inference.image import MAX_BYTES, MAX_PIXELS, SIDE, is_picture_name, prepare, read_image
 
 STDIN = "-"
 
@@ -129,12 +129,17 @@ def take(source: Source | Failure) -> Taken:
     return source
 
 
-def decode_several(sources: list[Taken]) -> list[Decoded]:
-    """Decode each source by the picture rule, in order; a bad picture gives a `Failure`."""
-    return [_decode(source) for source in sources]
+def decode_several(sources: Sequence[Taken], *, max_pixels: int = MAX_PIXELS) -> list[Decoded]:
+    """Decode each source by the picture rule, in order; a bad picture gives a `Failure`.
+
+    Args:
+        sources: paths, pictures in memory, and failures, which are passed through.
+        max_pixels: the largest file that is decoded.
+    """
+    return [_decode(source, max_pixels) for source in sources]
 
 
-def _decode(source: Taken) -> Decoded:
+def _decode(source: Taken, max_pixels: int) -> Decoded:
     if isinstance(source, Failure):
         return source
     if isinstance(source, np.ndarray):
@@ -144,7 +149,7 @@ def _decode(source: Taken) -> Decoded:
     path = STDIN if isinstance(source, _Piped) else os.fspath(source)
     try:
         if isinstance(source, _Piped):
-            return path, read_image(source.content, name="standard input")
-        return path, read_image(path)
+            return path, read_image(source.content, name="standard input", max_pixels=max_pixels)
+        return path, read_image(path, max_pixels=max_pixels)
     except ToolkitError as error:
         return Failure(path, str(error))
