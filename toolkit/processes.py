@@ -60,9 +60,7 @@ class Process:
     def pid(self) -> int:
         return self._process.pid
 
-    def call(
-        self, function: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs
-    ) -> Answer:
+    def call(self, function: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
         """Call a function of a module there and return what it returns, or raise what it raises.
 
         Raises:

@@ -64,8 +64,10 @@ class Classifier:
         pipeline.check_options(batch_size=batch_size, top=top, class_count=len(self._session.class_names))
         sources = [images] if isinstance(images, str | os.PathLike | np.ndarray | Image.Image) else images
         predictions = []
-        options = {"workers": self._workers, "batch_size": batch_size, "top": top}
-        for result in pipeline.classify(self._session, _single_pictures(sources), **options):
+        results = pipeline.classify(
+            self._session, _single_pictures(sources), workers=self._workers, batch_size=batch_size, top=top
+        )
+        for result in results:
             if isinstance(result, Failure):
                 raise ToolkitError(result.error)
             predictions.append(result)

@@ -9,6 +9,7 @@ import queue
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -50,10 +51,8 @@ class PredictionProcesses:
         self._count = count
 
     def __enter__(self) -> "PredictionProcesses":
-        try:
+        with suppress(OSError):  # no memory, or too many processes: those that started are used
             self._processes += (Process() for _ in range(self._count))
-        except OSError:  # no memory, or too many processes: those that started are used
-            pass
         for process in self._processes:
             threading.Thread(target=self._open_model, args=(process,), daemon=True).start()
         return self
