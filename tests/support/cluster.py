@@ -87,7 +87,7 @@ def identities(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (status.st_ino, status.st_mtime_ns) for name, status in statuses.items()}
 
 
-def tiny_data(folder: Path, *, each: int = 40) -> Path:
+def tiny_data(folder: Path, *, each: int = 12) -> Path:
     """Pictures of noise in two classes: enough for epochs of a fraction of a second."""
     count = iter(range(10**6))
     names = ("train/cat", "train/dog", "test/cat", "test/dog")
@@ -97,7 +97,7 @@ def tiny_data(folder: Path, *, each: int = 40) -> Path:
 
 def tiny_recipe(epochs: int) -> Recipe:
     return Recipe.from_dict(
-        {"epochs": epochs, "batch_size": 16, "learning_rate": 0.05, "run": {"val_size": 8, "precision": "float32"}}
+        {"epochs": epochs, "batch_size": 8, "learning_rate": 0.05, "run": {"val_size": 8, "precision": "float32"}}
     )
 
 
