@@ -23,9 +23,27 @@ from toolkit.cluster.prediction import predict_to_folder
 from toolkit.cluster.ray_engine import RayEngine
 from toolkit.cluster.training import train_seeds
 from toolkit.data.dataset import find_data
-from toolkit.errors import ToolkitError, UsageError
+from toolkit.errors import UsageError
 from toolkit.runs.seeds import begin_seeds
 from toolkit.training.launch import LaunchOptions
+
+
+def test_an_address_without_a_cluster(cifar, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed")
+    done = cifar("predict", "x.png", "--out", tmp_path / "out", "--on", "127.0.0.1:1")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: no Ray cluster is reached at 127.0.0.1:1: [Errno 111] Connection refused. `ray status` on its head "
+        "shows its state; `--on local` uses this machine\n"
+    )
+
+
+def test_without_ray_the_message_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(
+        UsageError, match=r'`--on ray` needs ray: install the extra with `pip install "cifar\[cluster\]"`'
+    ):
+        open_prediction_engine("ray")
 
 
 def kill(cluster, node):
@@ -104,17 +122,3 @@ def test_jobs_that_fail_for_good_fail_alone(ray_cluster, tmp_path):
     assert [next(running).error for _ in range(3)] == [None] * 3
     running.close()
     assert engine.gpus() == 0
-
-
-def test_an_address_without_a_cluster(tmp_path):
-    pytest.importorskip("ray", reason="Ray is not installed")
-    with pytest.raises(ToolkitError, match=r"no Ray cluster is reached at 127.0.0.1:1: .*--on local"):
-        open_prediction_engine("127.0.0.1:1")
-
-
-def test_without_ray_the_message_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(
-        UsageError, match=r'`--on ray` needs ray: install the extra with `pip install "cifar\[cluster\]"`'
-    ):
-        open_prediction_engine("ray")

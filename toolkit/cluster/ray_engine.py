@@ -3,14 +3,17 @@
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
 from toolkit.cluster.jobs import RETRIES, Job, Outcome, Outcomes, run_job
 from toolkit.errors import ToolkitError, UsageError, first_line
+from toolkit.files import display
 from toolkit.reporting import ignore
 
+CONNECT_SECONDS = 10.0
 IN_FLIGHT = 1000  # jobs that Ray knows at a time: enough for it to see what is waiting, however many there are
 
 
@@ -79,14 +82,30 @@ def _connect(address: str | None) -> Any:
         ) from error
     if ray.is_initialized():
         return ray
+    _require_reachable(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, and those of gRPC
-        raise ToolkitError(
-            f"no Ray cluster is reached at {address or 'the default address'}: {first_line(error)}. `ray status` on "
-            "the head shows its state; `--on local` uses this machine"
-        ) from error
+        raise _unreachable(address, error) from error
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own ends the process without a word
     return ray
+
+
+def _require_reachable(address: str | None) -> None:
+    """Raise `ToolkitError` if nothing listens at HOST:PORT: Ray would try for minutes, and print each attempt."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str | None, error: Exception) -> ToolkitError:
+    return ToolkitError(
+        f"no Ray cluster is reached at {display(address or 'the default address')}: {first_line(error)}. `ray status` "
+        "on its head shows its state; `--on local` uses this machine"
+    )
