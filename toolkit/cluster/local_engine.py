@@ -33,7 +33,7 @@ class LocalEngine:
         pending: set[Future[Outcome]] = set()
         with ThreadPoolExecutor(self._count, thread_name_prefix="job") as pool:
             try:
-                while pending or remaining:
+                while True:
                     pending |= {pool.submit(workers.run, job) for job in islice(remaining, self._count - len(pending))}
                     if not pending:
                         return
