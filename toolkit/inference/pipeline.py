@@ -85,7 +85,7 @@ def stream(
         ToolkitError: the model failed. A bad picture does not raise: it yields a `Failure`.
     """
     check_options(batch_size=batch_size, top=top, class_count=len(session.class_names))
-    if processes and session.provider == "cpu" and workers > 1:
+    if processes and session.provider == "cpu" and workers > 1 and not session.takes_pictures:
         return _stream_with_processes(session, expand(paths), workers=workers, batch_size=batch_size, top=top)
     return classify(session, expand(paths), workers=workers, batch_size=batch_size, top=top)
 
@@ -134,15 +134,18 @@ def classify(
     On the CPU, a thread gives its pictures to `predict_elsewhere` first, and predicts those for which it gets None.
     """
     share = min(batch_size, _SHARE)
+    if session.takes_pictures:  # of any size: one at a time in memory
+        workers = share = 1
 
     def predict_several(several: list[Taken]) -> list[Prediction | Failure]:
         found = predict_elsewhere(several, top) if predict_elsewhere else None
         found = [None] * len(several) if found is None else found
         rest = [source for source, result in zip(several, found, strict=True) if result is None]
-        here = iter(predict_decoded(session, decode_several(rest), top) if rest else ())
+        decoded = decode_several(rest, resize=not session.takes_pictures)
+        here = iter(predict_decoded(session, decoded, top) if rest else ())
         return [next(here) if result is None else result for result in found]
 
-    if session.provider == "cpu":
+    if session.provider == "cpu" or session.takes_pictures:
         with closing(_run_in_threads(predict_several, sources, threads=workers, share=share)) as results:
             yield from results
         return
