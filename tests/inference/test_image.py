@@ -232,7 +232,7 @@ def test_the_pixel_limit_does_not_depend_on_pillows(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.hostile
 def test_large_pictures_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_module, "_LARGE_PIXELS", 100)
+    monkeypatch.setattr(image_module, "LARGE_PIXELS", 100)
     with image_module._large_picture_lock:
         thread = threading.Thread(target=prepare, args=(Image.new("RGB", (64, 64)),))
         thread.start()

@@ -328,9 +328,9 @@ def test_a_large_folder_is_decoded_as_needed(
     tried = itertools.count()
     read = paths.read_image
 
-    def counting(path: str) -> np.ndarray:
+    def counting(path: str, **options: int) -> np.ndarray:
         next(tried)
-        return read(path)
+        return read(path, **options)
 
     monkeypatch.setattr(paths, "read_image", counting)
     results = classifier.stream([tmp_path], batch_size=8)

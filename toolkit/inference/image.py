@@ -31,7 +31,7 @@ MAX_PIXELS = 2**27
 MAX_BYTES = 256 * 2**20
 
 # Pictures above this size are decoded one at a time, so that memory does not grow with the number of threads.
-_LARGE_PIXELS = 2**24
+LARGE_PIXELS = 2**24
 _large_picture_lock = threading.Lock()
 
 # Pillow reads these by starting Ghostscript, opening a second file inside the first, or calling the operating system.
@@ -163,7 +163,7 @@ def _prepare(image: Image.Image, max_pixels: int, *, resize: bool = True) -> NDA
         raise ToolkitError(f"{image.width} x {image.height} pixels are more than {max_pixels:,}, the limit")
     if image.format in _REFUSED_FORMATS:
         raise ToolkitError(f"{image.format} files are not decoded; convert the picture to PNG or JPEG")
-    with _large_picture_lock if pixels > _LARGE_PIXELS else nullcontext():
+    with _large_picture_lock if pixels > LARGE_PIXELS else nullcontext():
         image.load()
         upright = _to_rgb(_rotate_upright(image))
         return np.array(_resize_center(upright) if resize else upright)  # (32, 32, 3) or (height, width, 3)

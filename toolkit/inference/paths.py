@@ -3,7 +3,7 @@
 import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from toolkit.errors import ToolkitError
 from toolkit.files import display
 from toolkit.inference.image import (
     MAX_BYTES,
+    MAX_PIXELS,
     SIDE,
     is_picture_name,
     prepare,
@@ -137,15 +138,18 @@ def take(source: Source | Failure) -> Taken:
     return source
 
 
-def decode_several(sources: list[Taken], *, resize: bool = True) -> list[Decoded]:
+def decode_several(sources: Sequence[Taken], *, resize: bool = True, max_pixels: int = MAX_PIXELS) -> list[Decoded]:
     """Decode each source by the picture rule, in order; a bad picture gives a `Failure`.
 
-    Without `resize`, pictures keep their own sizes, for models with the rest of the rule inside.
+    Args:
+        sources: paths, pictures in memory, and failures, which are passed through.
+        resize: without, pictures keep their own sizes, for models with the rest of the rule inside.
+        max_pixels: the largest file that is decoded.
     """
-    return [_decode(source, resize=resize) for source in sources]
+    return [_decode(source, resize=resize, max_pixels=max_pixels) for source in sources]
 
 
-def _decode(source: Taken, *, resize: bool) -> Decoded:
+def _decode(source: Taken, *, resize: bool, max_pixels: int) -> Decoded:
     if isinstance(source, Failure):
         return source
     if isinstance(source, np.ndarray) and (not resize or source.shape == (SIDE, SIDE, 3)):
@@ -157,7 +161,7 @@ def _decode(source: Taken, *, resize: bool) -> Decoded:
     path = STDIN if isinstance(source, _Piped) else os.fspath(source)
     try:
         if isinstance(source, _Piped):
-            return path, read(source.content, name="standard input")
-        return path, read(path)
+            return path, read(source.content, name="standard input", max_pixels=max_pixels)
+        return path, read(path, max_pixels=max_pixels)
     except ToolkitError as error:
         return Failure(path, str(error))
