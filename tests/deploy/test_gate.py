@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,7 @@ def test_the_checks_stand_in_the_order_of_the_contract(case: Case) -> None:
         "test images",
         "ONNX Runtime",
         "batch sizes",
+        "same image in another batch",
         "finite outputs",
         "probabilities",
         "logits, random images",
@@ -224,14 +226,14 @@ def with_two_best_exchanged(few: Case, limit: float) -> dict[str, object]:
 
 
 def test_the_labels_of_near_ties_may_differ(few: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LIMITS, ("fp32", "cpu"), Limits(logit_difference=0.05, points_lost=None))
+    monkeypatch.setitem(LIMITS, ("fp32", "cpu"), Limits(logit_difference=0.05, points_lost=None, batch_difference=0.05))
     report = few.run_gate(few.model.read_bytes(), **with_two_best_exchanged(few, 0.05))
     assert report.figures.differing_labels == 1
 
 
 def test_no_other_label_may_differ(few: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = with_two_best_exchanged(few, 0.05)
-    monkeypatch.setitem(LIMITS, ("fp32", "cpu"), Limits(logit_difference=0.05, points_lost=None))
+    monkeypatch.setitem(LIMITS, ("fp32", "cpu"), Limits(logit_difference=0.05, points_lost=None, batch_difference=0.05))
     monkeypatch.setattr(gate, "_find_near_ties", lambda logits, limits: np.zeros(len(logits), dtype=bool))
     message = rejected(few, few.model.read_bytes(), "labels, test images", **changes)
     assert "1 of 200 differ" in message
@@ -242,6 +244,13 @@ def test_logits_that_are_nan_are_rejected(few: Case) -> None:
     assert "274 images with NaN or infinity" in rejected(few, content, "finite outputs")
 
 
+@pytest.fixture
+def any_contents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first check passes everything: what comes after it must not depend on it."""
+    monkeypatch.setattr(gate, "find_fault", lambda content: None)
+
+
+@pytest.mark.usefixtures("any_contents")
 def test_probabilities_that_are_no_softmax_of_the_logits_are_rejected(few: Case) -> None:
     def over_the_batch(model: ModelProto) -> None:
         softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
@@ -251,6 +260,7 @@ def test_probabilities_that_are_no_softmax_of_the_logits_are_rejected(few: Case)
     rejected(few, changed(few, over_the_batch), "probabilities")
 
 
+@pytest.mark.usefixtures("any_contents")
 @pytest.mark.parametrize("width", [1, 5, 12, 20])
 def test_another_number_of_columns_than_is_declared_is_rejected(few: Case, width: int) -> None:
     """A shape that is computed on the way is not seen before the model runs."""
@@ -270,7 +280,8 @@ def test_another_number_of_columns_than_is_declared_is_rejected(few: Case, width
     rest = list(model.graph.node)[softmax:]
     del model.graph.node[softmax:]
     model.graph.node.extend([*nodes, *rest])
-    assert f"shape (1, {width}) for 1 images" in rejected(few, model.SerializeToString(), "batch sizes")
+    message = rejected(few, model.SerializeToString(), "batch sizes")
+    assert re.search(rf"shape \((\d+), {width}\) for \1 images", message)
 
 
 def test_the_bytes_do_not_choose_in_which_format_they_are_read(few: Case) -> None:
@@ -282,6 +293,7 @@ def test_the_bytes_do_not_choose_in_which_format_they_are_read(few: Case) -> Non
     assert few.run_gate(content).passed
 
 
+@pytest.mark.usefixtures("any_contents")
 def test_a_batch_that_is_baked_in_is_rejected(few: Case) -> None:
     def bake(model: ModelProto) -> None:
         reshape = next(node for node in model.graph.node if node.op_type == "Reshape")
@@ -289,7 +301,7 @@ def test_a_batch_that_is_baked_in_is_rejected(few: Case) -> None:
 
     model = onnx.load(few.model)
     bake(model)
-    assert "with 2 images" in rejected(few, model.SerializeToString(), "batch sizes")
+    assert re.search(r"found with \d+ images: ", rejected(few, model.SerializeToString(), "batch sizes"))
 
 
 def test_fewer_images_than_the_whole_test_set_are_rejected(case: Case) -> None:
@@ -342,15 +354,20 @@ def test_a_model_of_other_classes_is_rejected_before_it_is_run(few: Case) -> Non
     assert message.endswith("Name the data that the model was trained on with --data")
 
 
-def test_missing_and_unknown_metadata_are_rejected(few: Case) -> None:
+def test_missing_metadata_are_rejected(few: Case) -> None:
     def drop(model: ModelProto) -> None:
         kept = [item for item in model.metadata_props if item.key != "cifar.recipe"]
         del model.metadata_props[:]
         model.metadata_props.extend(kept)
-        model.metadata_props.add(key="cifar.licence", value="free")
 
-    message = rejected(few, changed(few, drop), "metadata")
-    assert "cifar.recipe is missing; cifar.licence is unknown" in message
+    assert "found cifar.recipe is missing; the limit" in rejected(few, changed(few, drop), "metadata")
+
+
+def test_unknown_metadata_are_rejected(few: Case) -> None:
+    content = changed(few, lambda model: model.metadata_props.add(key="cifar.licence", value="free"))
+    assert "has the metadata key 'cifar.licence'" in rejected(few, content, "contents")
+    calibrated = changed(few, lambda model: model.metadata_props.add(key="cifar.calibration", value="{}"))
+    assert "cifar.calibration is unknown" in rejected(few, calibrated, "metadata")  # a float32 model has none
 
 
 @pytest.mark.hostile
@@ -406,9 +423,9 @@ def move_weights_out(model: ModelProto) -> None:
     ("change", "check", "found"),
     [
         (rename_output, "interface", "-> scores float32"),
-        (fix_batch, "interface", r"images uint8 \(1, 32, 32, 3\)"),
+        (fix_batch, "contents", r"has an input images \(1, 32, 32, 3\)"),
         (add_function, "contents", "contains a function"),
-        (add_subgraph, "contents", "contains the operator If"),
+        (add_subgraph, "contents", "contains a subgraph"),
         (add_domain, "contents", "uses the operator domain com.microsoft"),
         (add_operator, "contents", "operator RandomNormal"),
         (move_weights_out, "contents", "contains weights outside the file"),
@@ -444,7 +461,7 @@ def test_a_sparse_file_of_two_gigabytes_is_not_read(few: Case, tmp_path: Path) -
     path = tmp_path / "model.onnx"
     with path.open("wb") as file:
         file.truncate(2 * 2**30)
-    with pytest.raises(ToolkitError, match="has 2,147,483,648 bytes; at most 67,108,864 are read"):
+    with pytest.raises(ToolkitError, match="has 2,147,483,648 bytes; at most 16,777,216 are read"):
         verify(path, data=few.source)
 
 

@@ -21,11 +21,11 @@ from toolkit.deploy.report import Report
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import replacing, require_writable
 from toolkit.inference.model_file import read_model_bytes
+from toolkit.inference.model_graph import OPSETS
 from toolkit.reporting import Note, ignore
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint
 
 OPSET = 18  # the opset in which torch.onnx writes: no conversion that could go wrong, and every runtime reads it
-OPSETS = range(18, 22)  # tested with ONNX Runtime 1.23 and later
 
 
 def export_onnx(
