@@ -1,8 +1,7 @@
-"""Compare two ONNX graphs, whatever their values are called: operators, attributes, connections and weights.
+"""Compare two ONNX graphs node by node: operators, attributes, connections and weights, but not the names of values.
 
-The walk starts at the logits and the probabilities and goes from each node to those that feed it, so the order in which
-a file lists its nodes does not matter either. Weights in float32 and float16 must be equal bit for bit: folding of
-BatchNorm and rounding to float16 are the same arithmetic everywhere.
+Weights in float32 and float16 must be equal bit for bit: folding of BatchNorm and rounding to float16 are the same
+arithmetic everywhere.
 
 In int8 the structure must be the same too, and so must what follows from the weights alone: their scales, except for
 rounding, and their values, within one step. What follows from calibration may differ, because another processor rounds
@@ -11,7 +10,8 @@ activations otherwise, and another version of the toolkit may calibrate otherwis
 stays one. Biases are stored in steps of such a scale, and compared within one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -32,62 +32,46 @@ def find_difference(model: ModelProto, expected: ModelProto) -> str | None:
         model: a graph without subgraphs, in which nothing is computed in vain (`model_file.find_fault`).
         expected: the same network as the export builds it.
     """
-    left, right = _Graph(model), _Graph(expected)
-    pairs = dict(zip(left.inputs, right.inputs, strict=False))
-    for mine, theirs in _walk(left, right, pairs):
-        if difference := _compare(left, mine, right, theirs, pairs):
+    constants, expected_constants = _constants(model), _constants(expected)
+    pairs = {mine.name: theirs.name for mine, theirs in zip(model.graph.input, expected.graph.input, strict=False)}
+    for mine, theirs in zip_longest(model.graph.node, expected.graph.node):
+        if mine is None or theirs is None:
+            return f"{len(model.graph.node)} nodes, where the checkpoint gives {len(expected.graph.node)}"
+        if difference := _compare(mine, constants, theirs, expected_constants, pairs):
             return f"node {mine.name or mine.output[0]} ({mine.op_type}): {difference}"
         pairs[mine.output[0]] = theirs.output[0]
-    if len(left.producers) != len(right.producers):
-        return f"{len(left.producers)} nodes, where the checkpoint gives {len(right.producers)}"
-    return None
+    outputs = zip(model.graph.output, expected.graph.output, strict=False)
+    return None if all(pairs.get(mine.name) == theirs.name for mine, theirs in outputs) else "its outputs differ"
 
 
-class _Graph:
-    """Constants by name, and nodes by the name of what they compute."""
-
-    def __init__(self, model: ModelProto) -> None:
-        self.inputs = [value.name for value in model.graph.input]
-        self.outputs = [value.name for value in model.graph.output]
-        self.constants: dict[str, Array] = {
-            tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer
-        }
-        self.producers: dict[str, NodeProto] = {node.output[0]: node for node in model.graph.node}
+def _constants(model: ModelProto) -> dict[str, Array]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
-def _walk(left: _Graph, right: _Graph, pairs: dict[str, str]) -> Iterator[tuple[NodeProto, NodeProto]]:
-    """Yield pairs of nodes at the same place, each after those that feed it; the caller enters them in `pairs`."""
-    stack = [(*names, False) for names in reversed(list(zip(left.outputs, right.outputs, strict=False)))]
-    while stack:
-        name, other, fed = stack.pop()
-        mine, theirs = left.producers.get(name), right.producers.get(other)
-        if name in pairs or mine is None or theirs is None:
-            continue  # compared before, or an input or a constant, which is compared with the node that takes it
-        if fed:
-            yield mine, theirs
-        else:
-            stack.append((name, other, True))
-            stack += [(*names, False) for names in reversed(list(zip(mine.input, theirs.input, strict=False)))]
-
-
-def _compare(left: _Graph, mine: NodeProto, right: _Graph, theirs: NodeProto, pairs: dict[str, str]) -> str | None:
-    """Describe how two nodes differ, whose inputs were compared before."""
+def _compare(
+    mine: NodeProto,
+    constants: dict[str, Array],
+    theirs: NodeProto,
+    expected_constants: dict[str, Array],
+    pairs: dict[str, str],
+) -> str | None:
+    """Describe how two nodes differ; `pairs` are the values before them that correspond to each other."""
     if mine.op_type != theirs.op_type:
         return f"the checkpoint gives {theirs.op_type} here"
     if _attributes(mine) != _attributes(theirs) or len(mine.input) != len(theirs.input):
         return "its attributes differ"
-    constants = []
+    weights = []
     for name, other in zip(mine.input, theirs.input, strict=True):
-        if name in left.constants and other in right.constants:
-            constants.append((left.constants[name], right.constants[other]))
+        if name in constants and other in expected_constants:
+            weights.append((constants[name], expected_constants[other]))
         elif pairs.get(name) != other:
             return "it takes another input"
-    for found, expected in constants:
+    for found, expected in weights:
         if found.dtype != expected.dtype or found.shape != expected.shape:
             return f"a constant is {found.dtype} {found.shape}, not {expected.dtype} {expected.shape}"
     if mine.op_type in ("QuantizeLinear", "DequantizeLinear"):
-        return _compare_quantized(*zip(*constants, strict=True))
-    for found, expected in constants:
+        return _compare_quantized(*zip(*weights, strict=True))
+    for found, expected in weights:
         if found.tobytes() != expected.tobytes():
             difference = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max()
             return f"its weights differ by up to {difference:.2g}"
