@@ -100,8 +100,12 @@ def _require(passed: bool, found: str) -> None:
 
 def _require_attributes(attributes: Mapping[str, AttributeValue], **required: AttributeValue) -> None:
     for name, value in required.items():
-        found = attributes[name]
-        _require(found == value and type(found) is type(value), f"{name} = {found}")
+        _require_one_of(attributes, name, value)
+
+
+def _require_one_of(attributes: Mapping[str, AttributeValue], name: str, *admitted: AttributeValue) -> None:
+    found = attributes[name]
+    _require(found in admitted and type(found) is type(admitted[0]), f"{name} = {found}")
 
 
 def _require_floats(*values: Value) -> None:
@@ -133,15 +137,14 @@ def _infer_cast(inputs: Sequence[Value], attributes: Mapping[str, AttributeValue
     (value,) = inputs
     _require(not value.constant, "a constant for its input")
     _require(value.dtype in (UINT8, FLOAT, FLOAT16), "an input of another type")
-    to = attributes["to"]
-    _require(to in (FLOAT, FLOAT16) and isinstance(to, int), f"to = {to}")
-    return Value(FLOAT if to == FLOAT else FLOAT16, value.shape)
+    _require_one_of(attributes, "to", FLOAT, FLOAT16)
+    return Value(FLOAT if attributes["to"] == FLOAT else FLOAT16, value.shape)
 
 
 def _infer_reshape(inputs: Sequence[Value], attributes: Mapping[str, AttributeValue]) -> Value:
     value, shape = inputs
     _require_pictures(value, rank=3)
-    _require(attributes["allowzero"] in (0, 1), f"allowzero = {attributes['allowzero']}")
+    _require_one_of(attributes, "allowzero", 0, 1)
     _require(shape.constant and shape.dtype == INT64, "a shape that is computed")
     _require(shape.integers == (-1, value.elements), f"the shape {shape.integers}")
     return Value(value.dtype, (value.elements,))
@@ -180,7 +183,7 @@ def _infer_softmax(inputs: Sequence[Value], attributes: Mapping[str, AttributeVa
     (logits,) = inputs
     _require_floats(logits)
     _require_pictures(logits, rank=1)
-    _require(attributes["axis"] in (1, -1), f"axis = {attributes['axis']}")
+    _require_one_of(attributes, "axis", 1, -1)
     return logits
 
 
@@ -224,8 +227,8 @@ def _infer_average_pool(inputs: Sequence[Value], attributes: Mapping[str, Attrib
     _require_pictures(value, rank=3)
     whole = value.shape[1:]
     _require_attributes(attributes, kernel_shape=whole, pads=(0,) * 4, dilations=(1, 1), ceil_mode=0, auto_pad="NOTSET")
-    _require(attributes["strides"] in (whole, (1, 1)), f"strides = {attributes['strides']}")
-    _require(attributes["count_include_pad"] in (0, 1), f"count_include_pad = {attributes['count_include_pad']}")
+    _require_one_of(attributes, "strides", whole, (1, 1))
+    _require_one_of(attributes, "count_include_pad", 0, 1)
     return Value(value.dtype, (value.shape[0], 1, 1))
 
 
