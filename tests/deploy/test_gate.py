@@ -19,8 +19,10 @@ from models import build_model
 from tests.support.deploy import randomise, source_for, tiny_model, write_checkpoint
 from tests.support.sources import FixedSource
 from toolkit.data.images import Images
-from toolkit.deploy import Rejected, Report, export_onnx, gate, verify
+from toolkit.deploy import Check, Rejected, Report, export_onnx, gate, verify
+from toolkit.deploy.batches import draw_batches
 from toolkit.deploy.gate import LIMITS, Gate, Limits
+from toolkit.deploy.graph import precision_of
 from toolkit.deploy.metadata import required_correct
 from toolkit.deploy.reference import RANDOM_COUNT, Reference, prepare_reference
 from toolkit.errors import ModelRejected, ToolkitError, UsageError
@@ -374,6 +376,88 @@ def test_unknown_metadata_are_rejected(few: Case) -> None:
 def test_metadata_given_twice_are_rejected(few: Case) -> None:
     content = changed(few, lambda model: model.metadata_props.add(key="cifar.model", value="tiny"))
     assert "metadata key cifar.model twice" in rejected(few, content, "contents")
+
+
+# The graph that the checkpoint gives
+
+
+def test_the_graph_of_the_checkpoint_is_built_again_and_compared(few: Case) -> None:
+    report = verify(few.model, data=few.source, checkpoint=few.checkpoint)
+    assert next(check for check in report.checks if check.name == "graph") == Check(
+        "graph", "27 nodes", "the nodes and weights that the checkpoint gives", True
+    )
+
+
+def test_a_graph_that_differs_is_rejected_with_its_first_node(few: Case, tmp_path: Path) -> None:
+    """By less than any limit of the outputs, in two places."""
+
+    def perturb(model: ModelProto) -> None:
+        for name in ("network.stage2.0.conv1.weight", "network.stage3.0.conv1.weight"):
+            change_weight(name, lambda weight: np.nextafter(weight, np.float32(9)))(model)
+
+    path = tmp_path / "model.onnx"
+    path.write_bytes(changed(few, perturb))
+    assert verify(path, data=few.source).passed
+    with pytest.raises(Rejected, match=r"graph: found node \w+ \(Conv\): its weights differ by up to .*e-0") as caught:
+        verify(path, data=few.source, checkpoint=few.checkpoint)
+    model = onnx.load(path)
+    first = next(node.name for node in model.graph.node if "network.stage2.0.conv1.weight" in node.input)
+    assert first in str(caught.value)
+
+
+# Batches
+
+
+def test_batches_are_drawn_anew_and_the_draw_is_reported(few: Case) -> None:
+    first, second = (few.run_gate(few.model.read_bytes()) for _ in range(2))
+    assert first.figures.batch_seed != second.figures.batch_seed
+    lines = {check.name: check.found for check in first.checks}
+    assert lines["batch sizes"].endswith(f" of 1 to 64 images, drawn with seed {first.figures.batch_seed}")
+    assert lines["same image in another batch"].startswith("logits of 80 images differ by up to ")
+
+
+@pytest.mark.parametrize("images", [1, 10, 300, 10_074])
+def test_a_draw_holds_every_image_and_some_twice(images: int) -> None:
+    batches = draw_batches(images, seed=1)
+    counts = np.bincount(np.concatenate(batches), minlength=images)
+    assert counts.min() >= 1
+    assert counts.sum() == images + min(64, images) + 2 * min(8, images)
+    assert max(len(batch) for batch in batches) <= 64
+    assert images < 300 or {1, 2, 16, 64} <= {len(batch) for batch in batches}
+    assert any(len(np.unique(batch)) < len(batch) for batch in batches)
+    assert [batch.tolist() for batch in batches] == [batch.tolist() for batch in draw_batches(images, seed=1)]
+    assert images == 1 or [batch.tolist() for batch in batches] != [x.tolist() for x in draw_batches(images, seed=2)]
+
+
+@pytest.mark.usefixtures("any_contents")
+def test_logits_that_depend_on_the_batch_are_rejected(few: Case) -> None:
+    """The mean over the batch, times a small number, is added to the logits of every picture in it."""
+    model = onnx.load(few.model)
+    (last,) = (node for node in model.graph.node if "logits" in node.output)
+    last.output[:] = ["raw"]
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "batch_axis"))
+    softmax = model.graph.node.pop()
+    added = [
+        helper.make_node("ReduceMean", ["raw", "batch_axis"], ["mean"]),
+        helper.make_node("Add", ["raw", "mean"], ["logits"]),
+    ]
+    model.graph.node.extend([*added, softmax])
+    assert "the limit is: at most 0.001" in rejected(few, model.SerializeToString(), "same image in another batch")
+
+
+# Precision
+
+
+def test_a_dequantize_that_leads_nowhere_is_not_int8(few: Case) -> None:
+    def dangle(model: ModelProto) -> None:
+        values = {"q": np.array([1], np.int8), "scale": np.array([1], np.float32), "point": np.array([0], np.int8)}
+        model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in values.items())
+        model.graph.node.append(helper.make_node("DequantizeLinear", [*values], ["dangling"], axis=0))
+        change_weight("network.linear.weight", lambda weight: weight * 50)(model)
+
+    content = changed(few, dangle)
+    assert precision_of(onnx.load_from_string(content)) == "fp32"
+    rejected(few, content, "contents")
 
 
 # The file as a file
