@@ -16,7 +16,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from models import MODELS, build_model
 from models.cost import cost
 from tests.support.hostile import protobuf_field
-from tests.support.onnx_models import tiny_model
+from tests.support.onnx_models import picture_model, tiny_model
 from toolkit.deploy import quantize
 from toolkit.deploy.export import build_graph
 from toolkit.deploy.metadata import CALIBRATION, KEYS
@@ -217,6 +217,46 @@ def test_attributes_out_of_range_are_refused(op_type: str, attribute: dict[str, 
         node.attribute.extend([*kept, *(helper.make_attribute(*item) for item in attribute.items())])
 
     assert f"{op_type} (node" in str(fault_of(change, network()))
+
+
+# The picture rule is admitted as a whole
+
+
+def without_a_margin(model: ModelProto) -> None:
+    node_of(model, "Div").op_type = "Mul"
+
+
+def with_another_size(model: ModelProto) -> None:
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "picture_resized_shape")
+    tensor.CopyFrom(numpy_helper.from_array(np.array([1, 3, 32, 2**31]), tensor.name))
+
+
+def with_a_divisor_of_zero(model: ModelProto) -> None:
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "picture_two")
+    tensor.CopyFrom(numpy_helper.from_array(np.array([0]), tensor.name))
+
+
+def with_the_size_of_the_picture_beyond_the_rule(model: ModelProto) -> None:
+    node_of(model, "Reshape").input[1] = "picture_size"
+
+
+def with_the_rule_in_front_of_a_batch(model: ModelProto) -> None:
+    model.graph.input[0].CopyFrom(tiny_model().graph.input[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (without_a_margin, "does not compute picture_start as the picture rule does"),
+        (with_another_size, "has another constant picture_resized_shape than the picture rule"),
+        (with_a_divisor_of_zero, "has another constant picture_two than the picture rule"),
+        (with_the_size_of_the_picture_beyond_the_rule, "computes features from picture_size, which nothing before it"),
+        (with_the_rule_in_front_of_a_batch, "computes picture_size from picture, which nothing before it computes"),
+    ],
+)
+def test_other_nodes_before_the_network_are_refused(change: Callable[[ModelProto], None], fault: str) -> None:
+    assert fault_of(lambda model: None, picture_model()) is None
+    assert fault in str(fault_of(change, picture_model()))
 
 
 # Only listed fields, and few of each

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
-from tests.support.onnx_models import saved, tiny_model
+from tests.support.onnx_models import picture_model, saved, tiny_model
 from tests.support.serving import Address, served_model, serving
 from toolkit import __version__
 from toolkit.serving.model import ServedModel
@@ -81,23 +81,24 @@ def test_triton_client_asks_for_one_output(client: triton.InferenceServerClient)
     assert [output["name"] for output in result.get_response()["outputs"]] == ["logits"]
 
 
-def test_a_model_that_takes_floats_is_served_with_the_same_input(tmp_path: Any) -> None:
-    model = served_model(saved(tmp_path, tiny_model(float_nchw=True)))
+@pytest.mark.parametrize("content", [tiny_model(float_nchw=True), picture_model()], ids=["float-nchw", "picture"])
+def test_a_model_of_another_input_form_is_served_with_the_same_input(content: Any, tmp_path: Any) -> None:
+    model = served_model(saved(tmp_path, content))
     with serving(model) as server, triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
         logits = client.infer("cifar", [tensor()]).as_numpy("logits")
     np.testing.assert_array_equal(logits, model.session.logits_and_probabilities(IMAGES)[0])
 
 
 def test_triton_client_reads_our_errors(client: triton.InferenceServerClient) -> None:
-    with pytest.raises(InferenceServerException, match="there is no model other; this server has cifar"):
+    with pytest.raises(InferenceServerException, match="there is no model 'other'; this server has cifar"):
         client.infer("other", [tensor()])
-    with pytest.raises(InferenceServerException, match="there is no version 9; this server has "):
+    with pytest.raises(InferenceServerException, match="there is no version '9'; this server has "):
         client.get_model_metadata("cifar", "9")
     with pytest.raises(InferenceServerException, match="at most 64 images, not 65"):
         client.infer("cifar", [tensor(np.zeros((65, 32, 32, 3), np.uint8))])
     floats = np.zeros((1, 32, 32, 3), np.float32)
     given = triton.InferInput("images", [1, 32, 32, 3], "FP32").set_data_from_numpy(floats)
-    with pytest.raises(InferenceServerException, match="the datatype UINT8, not images FP32"):
+    with pytest.raises(InferenceServerException, match="the datatype UINT8, not 'images' 'FP32'"):
         client.infer("cifar", [given])
     with pytest.raises(InferenceServerException, match="a body with a Content-Encoding is not accepted"):
         client.infer("cifar", [tensor()], request_compression_algorithm="gzip")
@@ -127,8 +128,8 @@ def test_data_in_json_is_flat_or_nested(server: Address, data: list[Any]) -> Non
         ({}, "inputs must be a list of one tensor, images"),
         ({"inputs": [{}, {}]}, "inputs must be a list of one tensor, images"),
         ({"id": 7}, "id must be a string"),
-        (json_request(name="x"), "the input must be images with the datatype UINT8, not x UINT8"),
-        (json_request(datatype=None), "the input must be images with the datatype UINT8, not images None"),
+        (json_request(name="x"), "the input must be images with the datatype UINT8, not 'x' 'UINT8'"),
+        (json_request(datatype=None), "the input must be images with the datatype UINT8, not 'images' None"),
         (json_request(shape=[1, 3, 32, 32]), "the shape of images must be [N, 32, 32, 3] with N at least 1, not [1, 3"),
         (json_request(shape=[0, 32, 32, 3], data=[]), "the shape of images must be [N, 32, 32, 3] with N at least 1"),
         (json_request(shape=[True, 32, 32, 3]), "the shape of images must be [N, 32, 32, 3] with N at least 1"),

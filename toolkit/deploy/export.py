@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from toolkit.data.cifar import MEAN, STD
 from toolkit.data.dataset import DataSource
+from toolkit.data.images import Images
 from toolkit.deploy import graph, quantize
 from toolkit.deploy.gate import MIN_ACCURACY, Gate, GateProvider, check_arguments
 from toolkit.deploy.graph import InputFormat, Precision
 from toolkit.deploy.metadata import build_metadata, write_metadata
+from toolkit.deploy.picture_input import prepend_picture_input
 from toolkit.deploy.quantize import Target
 from toolkit.deploy.quiet import quiet
 from toolkit.deploy.reference import prepare_reference
@@ -50,7 +52,8 @@ def export_onnx(
         min_accuracy: required accuracy on the test set, in (0, 1].
         precision: number format of the network.
         target: hardware that an int8 model is quantized for.
-        input_format: "uint8-nhwc", uint8 (batch, 32, 32, 3), or "float-nchw", float32 (batch, 3, 32, 32) in [0, 1].
+        input_format: "uint8-nhwc", uint8 (batch, 32, 32, 3), "float-nchw", float32 (batch, 3, 32, 32) in [0, 1], or
+            "picture", uint8 (height, width, 3), one picture of any size.
         opset: version of the ONNX operators.
         provider: the provider on which the gate runs the model.
         note: called with a few words at each stage.
@@ -70,15 +73,15 @@ def export_onnx(
     require_writable(output)
     trained = load_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     reference = prepare_reference(data, trained, note=note)
-    note("building the ONNX graph")
-    model = build_graph(trained.network(), input_format=input_format, opset=opset)
-    calibration: dict[str, Any] | None = None
-    if precision == "fp16":
-        model = quantize.to_fp16(model)
-    elif precision == "int8":
-        images = quantize.calibration_images(reference.train)
-        note(f"calibrating int8 on {len(images):,} training images")
-        model, calibration = quantize.to_int8(model, images, target=target)
+    model, calibration = build_model(
+        trained.network(),
+        train=reference.train,
+        precision=precision,
+        target=target,
+        input_format=input_format,
+        opset=opset,
+        note=note,
+    )
     gate = Gate(_serialize(model), min_accuracy=min_accuracy, provider=provider)
     gate.check_file(data.class_names)
     gate.check_outputs(reference, note=note)
@@ -119,18 +122,50 @@ def _serialize(model: ModelProto) -> bytes:
     return content
 
 
+def build_model(
+    network: nn.Module,
+    *,
+    train: Images,
+    precision: Precision,
+    target: Target,
+    input_format: InputFormat,
+    opset: int,
+    note: Note,
+) -> tuple[ModelProto, dict[str, Any] | None]:
+    """Build the graph of `network` in any form, without metadata.
+
+    Args:
+        train: the training images, from which int8 is calibrated.
+        network, precision, target, input_format, opset, note: see `export_onnx` and `build_graph`.
+
+    Returns:
+        The graph, and the calibration settings of an int8 one.
+    """
+    takes_picture = input_format == "picture"
+    note("building the ONNX graph")
+    model = build_graph(network, input_format="uint8-nhwc" if takes_picture else input_format, opset=opset)
+    calibration: dict[str, Any] | None = None
+    if precision == "fp16":
+        model = quantize.to_fp16(model)
+    elif precision == "int8":
+        images = quantize.calibration_images(train)
+        note(f"calibrating int8 on {len(images):,} training images")
+        model, calibration = quantize.to_int8(model, images, target=target)
+    return prepend_picture_input(model) if takes_picture else model, calibration
+
+
 def build_graph(network: nn.Module, *, input_format: InputFormat = "uint8-nhwc", opset: int = OPSET) -> ModelProto:
     """Build the float32 graph of `network` with its preprocessing, without metadata.
 
     Args:
         network: float32 (N, 3, 32, 32), normalized, to logits (N, K).
-        input_format: see `export_onnx`.
+        input_format: "uint8-nhwc" or "float-nchw", see `export_onnx`.
         opset: one of `OPSETS`.
 
     Raises:
         ToolkitError: the exporter failed, or wrote another opset.
     """
-    _, shape = graph.INPUTS[input_format]
+    shape = graph.INPUTS[input_format].shape
     # Two images, because the exporter takes a batch of one for a constant.
     dtype = torch.uint8 if input_format == "uint8-nhwc" else torch.float32
     example = torch.zeros(2, *map(int, shape[1:]), dtype=dtype)

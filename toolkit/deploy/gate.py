@@ -1,8 +1,9 @@
 """The gate: an ONNX file passes every check, in a fixed order, or is rejected with the figure that failed.
 
-The order: contents and valid ONNX; names, types and shapes; the graph against the one that the checkpoint gives; the
-same outputs in batches drawn anew at each run; finite outputs; logits and labels against PyTorch over random images and
-the whole test set; accuracy; metadata. The gate believes only what it computes.
+The order: contents and valid ONNX; names, types and shapes; the graph against the one that the checkpoint gives; pixels
+against the picture rule if that is inside the graph; the same outputs in batches drawn anew at each run; finite
+outputs; logits and labels against PyTorch over random images and the whole test set; accuracy; metadata. The gate
+believes only what it computes.
 """
 
 import dataclasses
@@ -23,9 +24,12 @@ from onnx import ModelProto
 from toolkit.data import synthetic
 from toolkit.data.cifar import TEST_COUNT
 from toolkit.deploy import graph
-from toolkit.deploy.batches import LARGEST, draw_batches
+from toolkit.deploy.batches import draw_batches
 from toolkit.deploy.comparison import find_difference
 from toolkit.deploy.metadata import find_mismatches, read_metadata, required_correct, unverified_keys
+from toolkit.deploy.odd_pictures import draw_pictures
+from toolkit.deploy.picture_input import expose_pixels
+from toolkit.deploy.pixel_check import LEVEL_LIMIT, PICTURE_LOGIT_LIMIT, compare_pixels
 from toolkit.deploy.quiet import quiet
 from toolkit.deploy.reference import RANDOM_COUNT, Float32, Reference, to_pixels
 from toolkit.deploy.report import Check, Figures, Rejected, Report
@@ -173,7 +177,7 @@ class Gate:
         )
         limit = "every key present, with the computed value"
         self._require(not found, "metadata", found="; ".join(found[:3]) or "as computed", limit=limit)
-        unverified = unverified_keys(with_checkpoint=reference.checkpoint is not None)
+        unverified = unverified_keys(read_metadata(self.model), with_checkpoint=reference.checkpoint is not None)
         self._report_only("metadata not verified", ", ".join(unverified), "nothing to compare with")
 
     def _record(self, **figures: Any) -> None:
@@ -198,19 +202,22 @@ class Gate:
         """
         session, seed = self._open(), secrets.randbits(32)
         self._record(batch_seed=seed)
-        batches = draw_batches(len(images), seed=seed)
+        if self.figures.input == "picture":
+            self._check_pixels(session)
+        batches = self._draw_batches(len(images), seed=seed)
         results: list[tuple[Float32, Float32]] = []
-        name, limit = "batch sizes", f"one row of {classes} per image, for any number of images"
+        name, limit = "batch sizes", f"one row of {classes} per image"
+        if self.figures.input != "picture":
+            limit += ", for any number of images"
         for batch in batches:
-            feed = images[batch] if self.figures.input == "uint8-nhwc" else to_pixels(images[batch]).numpy()
             try:
-                outputs = session.run([graph.LOGITS, graph.PROBABILITIES], {graph.IMAGES: feed})
+                outputs = session.run([graph.LOGITS, graph.PROBABILITIES], self._feed(images[batch]))
             except Exception as error:  # ONNX Runtime's errors have no common base
                 self._reject(name, found=f"with {len(batch)} images: {first_line(error)}", limit=limit)
             if wrong := [output.shape for output in outputs if output.shape != (len(batch), classes)]:
                 self._reject(name, found=f"shape {wrong[0]} for {len(batch)} images", limit=limit)
             results.append(outputs)
-        found = f"{len(batches):,} batches of 1 to {LARGEST} images, drawn with seed {seed}"
+        found = f"{len(batches):,} batches of 1 to {max(map(len, batches))} images, drawn with seed {seed}"
         self._require(True, name, found=found, limit=limit)
         order = np.concatenate(batches)
         logits, probabilities = (np.concatenate(outputs) for outputs in zip(*results, strict=True))
@@ -226,8 +233,51 @@ class Gate:
         found = f"logits of {repeated:,} images differ by up to {difference:.2g}"
         self._require(difference <= limit, name, found=found, limit=f"at most {limit:g}")
 
+    def _draw_batches(self, images: int, *, seed: int) -> list[NDArray[np.int64]]:
+        """The image numbers that each call receives; one, where the file takes one picture."""
+        batches = draw_batches(images, seed=seed)
+        return list(np.concatenate(batches)[:, None]) if self.figures.input == "picture" else batches
+
+    def _feed(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """uint8 (N, 32, 32, 3) as the input of the file."""
+        if self.figures.input == "picture":
+            return {graph.PICTURE: batch[0]}
+        return {graph.IMAGES: batch if self.figures.input == "uint8-nhwc" else to_pixels(batch).numpy()}
+
+    def _check_pixels(self, session: onnxruntime.InferenceSession) -> None:
+        """Compare the pixels that the graph makes of drawn pictures with the picture rule.
+
+        A copy of the graph gives the pixels out. That the network receives the same ones is seen from its logits.
+        """
+        assert self.model is not None
+        copy = self._start(expose_pixels(self.model).SerializeToString())
+        name, limit = "pixels", f"at most {LEVEL_LIMIT} level from the picture rule; 32x32 pictures unchanged"
+        try:
+            found = compare_pixels(
+                pixels_of=lambda picture: copy.run([graph.IMAGES], {graph.PICTURE: picture})[0][0],
+                logits_of=lambda picture: session.run([graph.LOGITS], {graph.PICTURE: picture})[0],
+                pictures=draw_pictures(),
+            )
+        except Exception as error:  # ONNX Runtime's errors have no common base
+            self._reject(name, found=first_line(error), limit=limit)
+        self._record(
+            pixels_compared=found.compared,
+            pixels_differing=found.differing,
+            largest_pixel_difference=found.largest,
+        )
+        self._require(found.largest <= LEVEL_LIMIT and not found.changed, name, found=str(found), limit=limit)
+        difference, limit = f"{found.logits:.2g} from those of their 32x32 pixels", f"at most {PICTURE_LOGIT_LIMIT:g}"
+        self._require(found.logits <= PICTURE_LOGIT_LIMIT, "logits, drawn pictures", found=difference, limit=limit)
+
     def _open(self) -> onnxruntime.InferenceSession:
-        """Open a session on the requested provider and on no other.
+        """Open the file on the requested provider and on no other."""
+        session = self._start(self.content)
+        limit = f"the model opens with {PROVIDERS[self.figures.provider]}"
+        self._require(True, "ONNX Runtime", found=onnxruntime.__version__, limit=limit)
+        return session
+
+    def _start(self, content: bytes) -> onnxruntime.InferenceSession:
+        """A session of `content` on the requested provider.
 
         Not through `toolkit.inference`: a mistake there must not hide from the gate.
         """
@@ -247,7 +297,7 @@ class Gate:
             with_options = [(provider, {"use_tf32": "0"})]  # TF32 rounds to 11 bits, so it is not float32
         limit = f"the model opens with {provider}"
         try:
-            session = onnxruntime.InferenceSession(self.content, options, providers=with_options)
+            session = onnxruntime.InferenceSession(content, options, providers=with_options)
         except Exception as error:  # ONNX Runtime's errors have no common base
             self._reject("ONNX Runtime", found=first_line(error), limit=limit)
         if session.get_providers()[0] != provider:
@@ -255,7 +305,6 @@ class Gate:
                 f"{provider} was requested, and ONNX Runtime fell back to {_first_few(session.get_providers())}; "
                 "`cifar doctor` shows what is missing"
             )
-        self._require(True, "ONNX Runtime", found=onnxruntime.__version__, limit=limit)
         return session
 
     def _check_values(self, logits: Float32, probabilities: Float32) -> None:

@@ -7,7 +7,7 @@ from onnx import ModelProto
 from toolkit.data.dataset import DataSource, require_same_data
 from toolkit.data.images import Images
 from toolkit.deploy import graph, quantize
-from toolkit.deploy.export import build_graph
+from toolkit.deploy.export import build_model
 from toolkit.deploy.gate import MIN_ACCURACY, Gate, GateProvider, check_arguments
 from toolkit.deploy.reference import prepare_reference
 from toolkit.deploy.report import Report
@@ -67,14 +67,15 @@ def rebuild(checkpoint: Checkpoint, gate: Gate, train: Images, *, note: Note) ->
     Raises:
         ToolkitError: the exporter failed.
     """
-    note("building the graph of the checkpoint again")
     found = gate.model
     assert found is not None
-    input_format = graph.input_format_of(found) or "uint8-nhwc"
-    model = build_graph(checkpoint.network(), input_format=input_format, opset=graph.opset_of(found))
-    if gate.figures.precision == "fp16":
-        return quantize.to_fp16(model)
-    if gate.figures.precision == "int8":
-        images = quantize.calibration_images(train)
-        return quantize.to_int8(model, images, target=quantize.target_of(found))[0]
+    model, _ = build_model(
+        checkpoint.network(),
+        train=train,
+        precision=graph.precision_of(found),
+        target=quantize.target_of(found),
+        input_format=graph.input_format_of(found) or "uint8-nhwc",
+        opset=graph.opset_of(found),
+        note=note,
+    )
     return model

@@ -3,9 +3,11 @@
 Nothing is run: the types and shapes of all values are inferred node by node, from the input to the outputs.
 """
 
+from itertools import zip_longest
 from typing import NamedTuple
 
-from toolkit.inference.model_graph import FLOAT, UINT8, Fault, Graph, Node
+from toolkit.inference import picture_nodes
+from toolkit.inference.model_graph import FLOAT, INT64, UINT8, Fault, Graph, Node
 from toolkit.inference.model_operators import Value, infer_output
 
 M6_MULTIPLY_ACCUMULATES = 105_743_616  # `models.cost` of m6, the largest network of this toolkit
@@ -51,11 +53,10 @@ def estimate_cost(graph: Graph) -> Cost:
 
 
 def _start(graph: Graph) -> tuple[dict[str, Value], list[Node]]:
-    """The values that are known before the first node, and the nodes that then work on batches of pictures.
+    """The values that are known before the first node of the network, and its nodes.
 
-    A model whose input is a batch of pictures starts with that input. A form of input that must first be made into a
-    batch by operations of its own is admitted here: as one fixed sequence of nodes, compared as a whole, whose result
-    is the first value.
+    The network begins with the input of the graph, a batch of pictures; or, where that is one picture of any size, with
+    the result of the nodes that `cifar export --input picture` puts in front, which are admitted as a whole.
     """
     values: dict[str, Value] = {}
     for tensor in graph.initializers:
@@ -63,13 +64,35 @@ def _start(graph: Graph) -> tuple[dict[str, Value], list[Node]]:
     if len(graph.inputs) != 1:
         raise Fault(f"has {len(graph.inputs)} inputs, where a model of this toolkit has one")
     (images,) = graph.inputs
+    if images.name == picture_nodes.PICTURE:
+        return values, _skip_picture_nodes(graph, values)
     batch, *sizes = images.shape or (1,)
     fixed = tuple(size for size in sizes if isinstance(size, int))
     if not isinstance(batch, str) or len(fixed) < 3 or images.dtype not in (UINT8, FLOAT):
-        shape = ", ".join(map(str, images.shape))
-        raise Fault(f"has an input {images.name} ({shape}), where a model of this toolkit takes a batch of pictures")
+        raise Fault(f"has an input {images.name} {_show(images.shape)}, where a model of this toolkit takes pictures")
     _define(values, images.name, Value(images.dtype, fixed))
     return values, list(graph.nodes)
+
+
+def _skip_picture_nodes(graph: Graph, values: dict[str, Value]) -> list[Node]:
+    """Check that the first nodes are `picture_nodes.NODES`, define what they compute, and return the others."""
+    (picture,) = graph.inputs
+    height, width, channels = picture.shape if len(picture.shape) == 3 else (0, 0, 0)
+    if picture.dtype != UINT8 or channels != 3 or not (isinstance(height, str) and isinstance(width, str)):
+        raise Fault(f"has an input {picture.name} {_show(picture.shape)}, not a picture (height, width, 3) of bytes")
+    expected = picture_nodes.NODES
+    for node, rule in zip_longest(graph.nodes[: len(expected)], expected):
+        if node is None or (node.op_type, node.inputs, node.output, node.attributes) != rule:
+            raise Fault(f"does not compute {rule.output} as the picture rule does")
+    for name, integers in picture_nodes.CONSTANTS.items():
+        if values.pop(name, None) != Value(INT64, (len(integers),), constant=True, integers=integers):
+            raise Fault(f"has another constant {name} than the picture rule")
+    _define(values, picture_nodes.IMAGES, Value(UINT8, (32, 32, 3)))
+    reserved = {picture.name, *picture_nodes.CONSTANTS, *(rule.output for rule in expected)} - {picture_nodes.IMAGES}
+    rest = list(graph.nodes[len(expected) :])
+    if taken := reserved & {*values, *(node.output for node in rest)}:
+        raise Fault(f"gives the name {min(taken)} to two values")
+    return rest
 
 
 def _define(values: dict[str, Value], name: str, value: Value) -> None:
@@ -96,9 +119,14 @@ def _check_outputs(graph: Graph, values: dict[str, Value], unused: set[str]) -> 
         raise Fault("does not end in logits and the softmax of these")
     if dangling := sorted(unused - {last.output}):
         raise Fault(f"holds {dangling[0]}, which leads to no output")
+    one_picture = graph.inputs[0].name == picture_nodes.PICTURE
     for output in graph.outputs:
-        value = values[output.name]
-        if output.dtype != value.dtype or output.shape[1:] != value.shape or not isinstance(output.shape[0], str):
-            declared = ", ".join(map(str, output.shape))
-            computed = ", ".join(map(str, ("batch", *value.shape)))
-            raise Fault(f"declares {output.name} as ({declared}), and computes ({computed}), or another type")
+        value, rows = values[output.name], output.shape[:1]
+        fits = rows == (1,) if one_picture else all(isinstance(size, str) for size in rows)
+        if output.dtype != value.dtype or output.shape[1:] != value.shape or not (rows and fits):
+            computed = _show((1 if one_picture else "batch", *value.shape))
+            raise Fault(f"declares {output.name} as {_show(output.shape)}, and computes {computed}, or another type")
+
+
+def _show(shape: tuple[int | str, ...]) -> str:
+    return f"({', '.join(map(str, shape))})"

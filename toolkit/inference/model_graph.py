@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from toolkit.files import quote
+from toolkit.inference.picture_nodes import AttributeValue
 from toolkit.inference.protobuf import BYTES, FIXED32, VARINT, Damaged, count_varints, read_fields, signed
 
 # Element types (TensorProto.DataType) of the exported networks.
@@ -52,8 +53,6 @@ MAX_INITIALIZERS = 1_024  # the same network has 266
 MAX_NAME = 200  # characters
 MAX_RANK = 4
 MAX_SIZE = 65_536  # of a dimension
-
-AttributeValue = int | float | str | tuple[int, ...]
 
 
 class Fault(ValueError):

@@ -17,10 +17,10 @@ from toolkit.inference.model_graph import (
     INT64,
     ITEM_BYTES,
     UINT8,
-    AttributeValue,
     Fault,
     Node,
 )
+from toolkit.inference.picture_nodes import AttributeValue
 
 # An element that is read and written costs about as much time as this many multiply-accumulates of a convolution.
 WORK_PER_ELEMENT = 8

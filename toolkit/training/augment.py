@@ -6,6 +6,7 @@ Randomness comes from torch's default generator of that device, which the loop s
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributions import Beta
 
 
 def padded(images: Tensor, padding: int) -> Tensor:
@@ -87,6 +88,6 @@ def mixup(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor,
         The blended images; the partners' labels; the weight of the images' own labels, float32 (), in [0, 1].
     """
     where = "cpu" if images.device.type == "mps" else images.device  # MPS has no such operator
-    concentration = torch.full((2,), alpha, device=where)
-    weight = torch._sample_dirichlet(concentration)[0].to(images.device)  # the first of Dirichlet(a, a) is Beta(a, a)
+    concentration = torch.full((), alpha, device=where)
+    weight = Beta(concentration, concentration, validate_args=False).sample().to(images.device)  # checks would wait
     return torch.lerp(images.flip(0), images, weight.to(images.dtype)), labels.flip(0), weight
