@@ -19,7 +19,7 @@ from tests.support.hostile import protobuf_field
 from tests.support.onnx_models import picture_model, tiny_model
 from toolkit.deploy import quantize
 from toolkit.deploy.export import build_graph
-from toolkit.deploy.metadata import CALIBRATION, KEYS
+from toolkit.deploy.metadata import CALIBRATION, DATE, KEYS, RUNTIMES
 from toolkit.inference.model_cost import M6_MULTIPLY_ACCUMULATES, MAX_PICTURE_BYTES, MAX_WORK, estimate_cost
 from toolkit.inference.model_file import find_fault
 from toolkit.inference.model_graph import METADATA_LENGTHS, read_graph
@@ -109,7 +109,7 @@ def test_the_limit_of_work_is_a_multiple_of_m6() -> None:
 
 
 def test_the_admitted_metadata_are_those_that_export_writes() -> None:
-    assert METADATA_LENGTHS.keys() == {*KEYS, CALIBRATION}
+    assert METADATA_LENGTHS.keys() == {*KEYS, CALIBRATION, DATE, RUNTIMES}
 
 
 # Only listed operators: no arithmetic on integers, none on shapes, none that tells the size of the batch
@@ -339,7 +339,7 @@ def with_data_in_two_fields(model: ModelProto) -> None:
         (with_intermediate_shapes, "contains shapes of intermediate values (value_info)"),
         (with_a_million_dimensions, "has more than 4 of dim in a shape"),
         (with_many_keys, "has the metadata key 'cifar.0'"),
-        (with_a_key_many_times, "has more than 18 of metadata_props in a model"),
+        (with_a_key_many_times, "has more than 20 of metadata_props in a model"),
         (with_long_class_names, "has a name or text of 6,000,000 bytes; at most 262,144"),
         (with_two_opsets, "imports opset 17"),
         (with_two_names_of_an_opset, "uses the operator domain ai.onnx"),
