@@ -319,7 +319,7 @@ def predict(
         raise typer.Exit(1)
 
 
-@command
+@functools.partial(command, handles_signals=True)
 def serve(
     model: Annotated[
         str | None, typer.Option(help="ONNX file. [default: $CIFAR_MODEL, ./model.onnx, the shipped one]")

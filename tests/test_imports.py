@@ -16,6 +16,7 @@ ALLOWED = {  # room -> the rooms and modules of toolkit/ (or `models`) that it m
     "toolkit/errors.py": (),
     "toolkit/reporting.py": (),
     "toolkit/files.py": ("errors",),
+    "toolkit/interrupt.py": (),
     "toolkit/cores.py": (),
     "toolkit/device.py": ("errors", "cores"),
     "toolkit/inference": (*BOTTOM, "cores"),
@@ -28,7 +29,7 @@ ALLOWED = {  # room -> the rooms and modules of toolkit/ (or `models`) that it m
     "toolkit/deploy": ("models", *BOTTOM, "inference", "recipes", "data", "runs", "evaluation"),
     "toolkit/doctor.py": (*BOTTOM, "inference", "data"),
     "toolkit/display.py": ("models", *BOTTOM, "recipes"),
-    "toolkit/command_line.py": (*BOTTOM, "cores", "recipes"),
+    "toolkit/command_line.py": (*BOTTOM, "interrupt", "cores", "recipes"),
     "toolkit/demo.py": (),
 }
 EVERYTHING = {"toolkit/bench", "toolkit/weights"}  # `bench` and cli.py may import everything

@@ -180,7 +180,9 @@ def _examine_avif(content: bytes) -> Structure:
         if found.end() + 8 <= len(content)
     ]
     require(0 < len(sizes) <= _MAX_OTHER_CHUNKS, "it does not say its size")
-    for number, found in enumerate(re.finditer(rb"II\x2a\0|MM\0\x2a|MM\x2a\0|II\0\x2a|II\x2b\0|MM\0\x2b", content)):  # EXIF
+    for number, found in enumerate(
+        re.finditer(rb"II\x2a\0|MM\0\x2a|MM\x2a\0|II\0\x2a|II\x2b\0|MM\0\x2b", content)
+    ):  # EXIF
         require(number < 8, "it has several EXIF blocks")
         check_cost(content[found.start() :])
     width, height = max(sizes, key=lambda size: size[0] * size[1])

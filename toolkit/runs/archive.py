@@ -39,12 +39,14 @@ def read_archive(path: Path) -> tuple[Any, str]:
     try:
         values = torch.load(_rewrite(content), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged and hostile files make the readers raise nearly everything
-        raise ToolkitError(f"{display(path)} is not a checkpoint that can be read safely: {shorten(first_line(error))}") from error
+        raise ToolkitError(
+            f"{display(path)} is not a checkpoint that can be read safely: {shorten(first_line(error))}"
+        ) from error
     return values, hashlib.sha256(content).hexdigest()
 
 
 def are_plain(values: list[Any], *, keys: Any) -> bool:
-    """Whether `values` are tensors, printable text, numbers, and lists, tuples and dictionaries of them, of bounded size.
+    """Whether `values` are tensors, printable text, numbers, and lists, tuples and dictionaries of them, not too many.
 
     Args:
         values: checked with all their elements.
