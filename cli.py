@@ -201,7 +201,7 @@ def export(
 
     if run is not None and checkpoint is not None:
         raise UsageError("give --run or --checkpoint, not both")
-    if output.is_dir() or str(output).endswith(("/", os.sep)):
+    if os.path.isdir(output) or str(output).endswith(("/", os.sep)):
         output = output / "model.onnx"
     require_writable(output)
     check_arguments(min_accuracy=min_accuracy, provider=provider)

@@ -171,7 +171,7 @@ def require_writable(path: Path, *, suffix: str = "") -> None:
         raise ToolkitError(f"cannot write {shorten(str(path))}: {reason}") from error
     if exists and not path.is_file():
         raise ToolkitError(f"cannot write {display(path)}: it exists and is no ordinary file")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     try:
         if not folder.is_dir():
             raise NotADirectoryError

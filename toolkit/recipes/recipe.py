@@ -25,7 +25,8 @@ MAX_BYTES = 16 * 2**10
 MAX_COUNT = 1_000_000  # largest number of epochs, images per step, validation images
 
 # Far above any rate or penalty that trains, and far below what float32 holds.
-MAX_RATE = 1e6
+MAX_RATE = 1_000_000
+MIN_ALPHA, MAX_ALPHA = 1e-3, 1000  # of mixup, where float32 can still draw from its distribution
 
 
 def _key(default: Any, help: str, *, low: float | None = None, high: float = math.inf) -> Any:
@@ -41,7 +42,7 @@ class DataAugmentation:
     crop_padding: int = _key(4, "black pixels added on each side before the crop", low=0, high=16)
     horizontal_flip: bool = _key(True, "mirror each image with probability one half")
     alternating_flip: bool = _key(False, "mirror each image in every second epoch instead of at random")
-    mixup_alpha: float = _key(0.2, "mixup's Beta(alpha, alpha) distribution; 0 for no mixup", low=0, high=1000)
+    mixup_alpha: float = _key(0.2, "mixup's Beta(alpha, alpha) distribution; 0 for no mixup", low=0, high=MAX_ALPHA)
     random_erasing: float = _key(0.0, "probability that a random rectangle of an image is erased", low=0, high=1)
     small_crop_size: int = _key(24, "side of the smaller crops of the first epochs, pixels", low=8, high=32)
     small_crop_share: float = _key(0.0, "share of the epochs that train on the smaller crops", low=0, high=1)
@@ -322,5 +323,7 @@ def _check_combinations(recipe: Recipe, where: str) -> None:
         raise UsageError(f"{where}: nesterov needs optimizer SGD with a momentum above 0")
     if recipe.data_augmentation.alternating_flip and not recipe.data_augmentation.horizontal_flip:
         raise UsageError(f"{where}: alternating_flip needs horizontal_flip")
+    if 0 < recipe.data_augmentation.mixup_alpha < MIN_ALPHA:
+        raise UsageError(f"{where}: mixup_alpha must be 0, or a number from {MIN_ALPHA} to {MAX_ALPHA}")
     if recipe.optimizer == "Muon" and recipe.learning_rate == 0:
         raise UsageError(f"{where}: Muon needs a learning_rate above 0")

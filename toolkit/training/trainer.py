@@ -36,6 +36,7 @@ from toolkit.device import (
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.metrics import Metrics, compute_logits, measure
 from toolkit.evaluation.plots import plot_confusion, plot_curves
+from toolkit.files import quote
 from toolkit.recipes.recipe import Recipe
 from toolkit.recipes.schedule import crop_size_of, learning_rate
 from toolkit.reporting import Note, Progress, ignore
@@ -219,7 +220,7 @@ class _Trainer:
         self.run.keep_metrics(last.epoch)
         self.run.remove_leftovers()
         if (began_in := last.training.get("precision", self.precision)) != self.precision:
-            self.note(f"the run began in {began_in} and resumes in {self.precision}: its weights will differ")
+            self.note(f"the run began in {quote(began_in)} and resumes in {self.precision}: its weights will differ")
         self.epoch = last.epoch
         return last.epoch
 
@@ -343,7 +344,8 @@ class _Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Measure the last and the best weights in float32, draw the pictures, write and return the summary."""
-        records = self.run.read_metrics()
+        keys = {field.name for field in dataclasses.fields(EpochRecord)}
+        records = [record for record in self.run.read_metrics() if record.keys() >= keys]  # the file may be edited
         train_metrics = self._measure(self.train_images, torch.float32)
         last_validation = self._measure(self.val_images, torch.float32)
         best = load_checkpoint(self.run.best)
