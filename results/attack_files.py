@@ -134,7 +134,8 @@ def _seeds(kind: str) -> list[bytes]:
         "PNG": lambda: [encoded(small, "PNG", exif=exif), encoded(alpha, "PNG"), encoded(gray.convert("P"), "PNG"),
                         encoded(small, "PNG", **frames), encoded(gray.convert("I;16"), "PNG")],
         "JPEG": lambda: [encoded(small, "JPEG", exif=exif), encoded(small, "JPEG", progressive=True),
-                         encoded(gray, "JPEG"), encoded(small.convert("CMYK"), "JPEG"), encoded(small, "MPO", **frames)],
+                         encoded(gray, "JPEG"), encoded(small.convert("CMYK"), "JPEG"),
+                         encoded(small, "MPO", **frames)],
         "WEBP": lambda: [encoded(small, "WEBP", exif=exif), encoded(alpha, "WEBP", lossless=True),
                          encoded(small, "WEBP", **frames)],
         "GIF": lambda: [encoded(gray, "GIF"), encoded(small.convert("P"), "GIF", comment=b"x"),
@@ -162,7 +163,7 @@ SPLITTERS: dict[str, tuple[Callable[[bytes], list[bytes]], Callable[[list[bytes]
 
 
 def mutate(parts: list[bytes], rng: random.Random, pool: list[bytes]) -> list[bytes]:
-    """Some changes: parts dropped, repeated, moved, taken from other files, numbers in them replaced, bytes inserted."""
+    """Drop, repeat or move parts, take some from other files, replace numbers in them, insert bytes; one to four times."""
     parts = list(parts)
     for _ in range(rng.randint(1, 4)):
         place = rng.randrange(len(parts))

@@ -23,7 +23,9 @@ _GLOBALS = {
         for kind in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Byte", "Bool")
     },
 }
-_VALUES = {
+Kind = int | tuple[Any, ...]
+
+_VALUES: dict[str, Kind] = {
     "EMPTY_DICT": DICTIONARY, "EMPTY_LIST": LIST, "EMPTY_TUPLE": (), "BINUNICODE": TEXT, "BININT": NUMBER,
     "BININT1": NUMBER, "BININT2": NUMBER, "LONG1": OTHER, "BINFLOAT": OTHER, "NONE": OTHER, "NEWTRUE": OTHER,
     "NEWFALSE": OTHER,
@@ -32,8 +34,6 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _LONGEST_ARGUMENTS = 6
 
 _STORAGE_REFERENCE = (TEXT, STORAGE_TYPE, TEXT, TEXT, NUMBER)
-
-Kind = int | tuple[Any, ...]
 
 
 def check_pickle(content: bytes) -> None:
