@@ -18,6 +18,7 @@ from toolkit.command_line import (
     GateProvider,
     Json,
     MinAccuracy,
+    On,
     Provider,
     Runs,
     note,
@@ -70,6 +71,8 @@ def train(
     seeds: Annotated[
         int | None, typer.Option(help="Train seeds 0 to N-1; repeat the command to resume.", min=1, metavar="N")
     ] = None,
+    on: On = None,
+    gpu_share: Annotated[float, typer.Option(help="Share of a GPU that each seed gets, with --on.")] = 0.25,
     device: Device = "auto",
     step: Annotated[
         Literal["auto", "eager", "graph"], typer.Option(help="Kind of step; graph: captured as CUDA graphs.")
@@ -97,12 +100,32 @@ def train(
         device=device,
         step=step,
         tensorboard=tensorboard,
+        on=on,
+        gpu_share=gpu_share,
     )
+    train_elsewhere = None if on is None else functools.partial(train_seeds_elsewhere, launch_options)
     with download_bar() as progress:
-        result = launch(launch_options, display=TrainingDisplay, note=note, download_progress=progress)
+        result = launch(
+            launch_options,
+            display=TrainingDisplay,
+            note=note,
+            download_progress=progress,
+            train_elsewhere=train_elsewhere,
+        )
     where = {"folder" if result.several else "run": as_text(result.path)}
     render = seeds_lines if result.several else run_lines
     print_result(result.summary | where, lambda: render(result.path, result.summary), as_json=json_output)
+
+
+def train_seeds_elsewhere(options: Any, runs: Any, source: Any) -> None:
+    """Train the unfinished runs of several seeds where `--on` says."""
+    from toolkit.cluster.engines import open_training_engine
+    from toolkit.cluster.training import train_seeds
+    from toolkit.display import jobs_bar
+
+    engine = open_training_engine(options.on, device=options.device, gpu_share=options.gpu_share)
+    with jobs_bar("epochs") as progress:
+        train_seeds(engine, runs, source=source, options=options, progress=progress, note=note)
 
 
 @command
@@ -183,7 +206,8 @@ def export(
     precision: Annotated[Literal["fp32", "fp16", "int8"], typer.Option(help="Number format of the model.")] = "fp32",
     target: Annotated[Literal["cpu", "gpu"], typer.Option(help="Hardware that int8 is quantized for.")] = "cpu",
     input_format: Annotated[
-        Literal["uint8-nhwc", "float-nchw"], typer.Option("--input", help="Layout of the input.")
+        Literal["uint8-nhwc", "float-nchw", "picture"],
+        typer.Option("--input", help="Layout of the input; picture: one decoded picture of any size."),
     ] = "uint8-nhwc",
     opset: Annotated[int | None, typer.Option(help="ONNX operator set. [default: the tested one]")] = None,
     provider: GateProvider = "cpu",
@@ -274,12 +298,19 @@ def predict(
         str | None, typer.Option(help="ONNX file. [default: $CIFAR_MODEL, ./model.onnx, the shipped model]")
     ] = None,
     top: Annotated[int, typer.Option(help="Number of classes to print.", min=1)] = 1,
-    format: Annotated[Literal["table", "json", "jsonl", "csv"], typer.Option(help="Form of the result.")] = "table",
+    format: Annotated[
+        Literal["table", "json", "jsonl", "csv"] | None,
+        typer.Option(help="Form of the result. [default: table; csv with --out]", show_default=False),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the pictures with their classes, as a PNG file.")] = None,
     batch_size: Annotated[
         int, typer.Option(help="Largest batch; the CPU never uses more than 16.", min=1, max=4096)
     ] = 64,
     provider: Provider = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the result in parts; repeat the command to resume.")
+    ] = None,
+    on: On = None,
 ) -> None:
     """Classify picture files.
 
@@ -290,6 +321,11 @@ def predict(
     from toolkit.inference import Classifier, Failure
     from toolkit.inference.output_format import format_predictions
 
+    if out is not None or on is not None:
+        if out is None or plot is not None or provider not in ("auto", "cpu"):
+            raise UsageError("--on needs --out FOLDER, which takes neither --plot nor a --provider other than cpu")
+        predict_parts(paths, out, on=on or "local", model=model, format=format or "csv", top=top)
+        return
     if plot is not None:
         require_writable(plot, suffix=".png")
     warnings.simplefilter("ignore")  # Pillow's, about damaged EXIF and large pictures: failures are reported per file
@@ -300,7 +336,7 @@ def predict(
 
     def predictions() -> Any:
         nonlocal failures
-        for result in classifier.stream(paths, batch_size=batch_size, top=top):
+        for result in classifier.stream(paths, batch_size=batch_size, top=top, processes=True):
             if isinstance(result, Failure):
                 failures += 1
                 print_error(str(result.error))
@@ -308,13 +344,32 @@ def predict(
                 drawn.extend([result] if plot else [])
                 yield result
 
-    for line in format_predictions(predictions(), format, top=top):
+    for line in format_predictions(predictions(), format or "table", top=top):
         typer.echo(line)
     if plot is not None and drawn:
         from toolkit.evaluation.plots import plot_predictions
 
         plot_predictions(drawn, plot)
         note(f"Picture: {plot}")
+    if failures:
+        raise typer.Exit(1)
+
+
+def predict_parts(paths: list[str], out: Path, *, on: str, **options: Any) -> None:
+    """Predict into part files where `--on` says, and print how many there are."""
+    from toolkit.cluster.engines import open_prediction_engine
+    from toolkit.cluster.prediction import predict_to_folder
+    from toolkit.display import jobs_bar
+
+    engine = open_prediction_engine(on)
+    with jobs_bar("pictures") as progress:
+        result = predict_to_folder(engine, paths, out, progress=progress, **options)
+    failures = 0
+    for failures, error in enumerate(result.failures(), 1):
+        if failures <= 20:
+            print_error(error)
+    kept = f", {result.kept} of them from before" if result.kept else ""
+    typer.echo(f"{display(out)}: {result.parts} parts{kept}; {result.pictures:,} pictures; {failures} errors")
     if failures:
         raise typer.Exit(1)
 

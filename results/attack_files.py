@@ -163,7 +163,7 @@ SPLITTERS: dict[str, tuple[Callable[[bytes], list[bytes]], Callable[[list[bytes]
 
 
 def mutate(parts: list[bytes], rng: random.Random, pool: list[bytes]) -> list[bytes]:
-    """Drop, repeat or move parts, take some from other files, replace numbers in them, insert bytes; one to four times."""
+    """Drop, repeat, move or cut parts, take some from other files, replace numbers in them, insert bytes."""
     parts = list(parts)
     for _ in range(rng.randint(1, 4)):
         place = rng.randrange(len(parts))

@@ -19,7 +19,8 @@ ALLOWED = {  # room -> the rooms and modules of toolkit/ (or `models`) that it m
     "toolkit/interrupt.py": (),
     "toolkit/cores.py": (),
     "toolkit/device.py": ("errors", "cores"),
-    "toolkit/inference": (*BOTTOM, "cores"),
+    "toolkit/processes.py": ("errors",),
+    "toolkit/inference": (*BOTTOM, "cores", "processes"),  # many pictures are predicted by several processes
     "toolkit/serving": (*BOTTOM, "cores", "inference"),
     "toolkit/recipes": ("models", *BOTTOM),
     "toolkit/data": (*BOTTOM, "cores", "inference.image"),
@@ -27,6 +28,7 @@ ALLOWED = {  # room -> the rooms and modules of toolkit/ (or `models`) that it m
     "toolkit/evaluation": (*BOTTOM, "device", "inference", "data", "runs"),
     "toolkit/training": ("models", *BOTTOM, "cores", "device", "recipes", "data", "runs", "evaluation"),
     "toolkit/deploy": ("models", *BOTTOM, "inference", "recipes", "data", "runs", "evaluation"),
+    "toolkit/cluster": (*BOTTOM, "cores", "device", "processes", "inference", "data", "runs", "training"),
     "toolkit/doctor.py": (*BOTTOM, "inference", "data"),
     "toolkit/display.py": ("models", *BOTTOM, "recipes"),
     "toolkit/command_line.py": (*BOTTOM, "interrupt", "cores", "recipes"),
@@ -79,7 +81,7 @@ def test_every_room_has_its_rule():
 def test_inference_imports_no_heavy_library():
     for path in files_of("toolkit/inference"):
         top_level = {name.split(".")[0] for name in imports_of(path)}
-        assert not top_level & {"torch", "torchvision", "onnx", "rich", "matplotlib"}, path
+        assert not top_level & {"torch", "torchvision", "onnx", "rich", "matplotlib", "ray"}, path
 
 
 def test_every_file_says_its_subject_first():

@@ -35,6 +35,10 @@ GateProvider = Annotated[Literal["cpu", "cuda"], typer.Option("--provider", help
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Quick = Annotated[bool, typer.Option("--quick", help="One short round.")]
 BatchSizes = Annotated[list[int] | None, typer.Option("--batch-size", help="May be given more than once.")]
+On = Annotated[
+    str | None,
+    typer.Option("--on", help="Where to run: local (processes), ray, or the address of a Ray cluster."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no notes on stderr; errors and progress remain.")]
 
 Command = TypeVar("Command", bound=Callable[..., None])

@@ -206,6 +206,32 @@ def download_bar() -> Iterator[Callable[[str, int, int], None]]:
         bar.stop()
 
 
+@contextmanager
+def jobs_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a progress callback for work in many places: how many of `unit` are done, and how many there are.
+
+    Shows a live bar on a terminal, and elsewhere a line for each tenth of the work.
+    """
+    console = _stderr_console()
+    columns = (TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + unit), BarColumn(bar_width=None))
+    bar = Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, expand=True, disable=not console.is_terminal
+    )
+    task = bar.add_task("", total=1)
+    shown = -1
+
+    def progress(done: int, total: int) -> None:
+        nonlocal shown
+        bar.update(task, completed=done, total=total)
+        tenths = 10 * done // max(total, 1)
+        if not console.is_terminal and tenths > shown:
+            shown = tenths
+            console.print(f"{done:,} of {total:,} {unit}")
+
+    with bar:
+        yield progress
+
+
 # Results as text
 
 

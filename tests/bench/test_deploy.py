@@ -3,15 +3,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from models import build_model
 from tests.support.deploy import randomise, source_for, write_checkpoint
-from tests.support.onnx_models import saved
+from tests.support.onnx_models import picture_model, saved
 from tests.support.onnx_models import tiny_model as tiny_onnx
 from toolkit.bench import deploy as benchmark
 from toolkit.bench.deploy import bench_deploy, find_sides, measure_accuracies
+from toolkit.bench.deploy_worker import import_onnx
 from toolkit.bench.harness import measure
 from toolkit.bench.result import BenchmarkResult
 from toolkit.errors import ToolkitError, UsageError
@@ -79,6 +81,14 @@ def test_what_is_compared(files: tuple[Path, Path], tmp_path: Path, monkeypatch:
     found, notes = find_sides([model], None)
     assert not any(side.options["kind"] == "eager" for side in found)
     assert "PyTorch: not measured" in notes[0]
+
+
+def test_a_model_of_pictures_is_timed_without_a_bare_session(files: tuple[Path, Path], tmp_path: Path) -> None:
+    path = saved(tmp_path, picture_model())
+    found, _ = find_sides([path], files[1], quick=True)
+    assert [side.name for side in found] == ["model.onnx, cpu", "PyTorch eager, cpu"]
+    call = import_onnx(found[0].options)()
+    assert [output.shape for output in call(np.zeros((3, 32, 32, 3), np.uint8))] == [(3, 10), (3, 10)]
 
 
 def test_accuracy_where_there_are_data(

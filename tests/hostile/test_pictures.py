@@ -90,13 +90,13 @@ def test_threads_never_reserve_more_than_the_budget(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(image_module, "_memory", budget)
     prepare_picture = image_module._prepare
 
-    def counting(image: Image.Image, *, close: bool = False) -> object:
+    def counting(image: Image.Image, **options: bool) -> object:
         nonlocal held, most
         with lock:
             held += 1
             most = max(most, held)
         try:
-            return prepare_picture(image, close=close)
+            return prepare_picture(image, **options)
         finally:
             with lock:
                 held -= 1

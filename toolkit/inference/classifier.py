@@ -64,27 +64,43 @@ class Classifier:
         pipeline.check_options(batch_size=batch_size, top=top, class_count=len(self._session.class_names))
         sources = [images] if isinstance(images, str | os.PathLike | np.ndarray | Image.Image) else images
         predictions = []
-        options = {"workers": self._workers, "batch_size": batch_size, "top": top}
-        for result in pipeline.classify(self._session, _single_pictures(sources), **options):
+        results = pipeline.classify(
+            self._session, _single_pictures(sources), workers=self._workers, batch_size=batch_size, top=top
+        )
+        for result in results:
             if isinstance(result, Failure):
                 raise ToolkitError(result.error)
             predictions.append(result)
         return predictions
 
     def stream(
-        self, paths: PathLike | Iterable[PathLike], *, batch_size: int = BATCH_SIZE, top: int = 1
+        self,
+        paths: PathLike | Iterable[PathLike],
+        *,
+        batch_size: int = BATCH_SIZE,
+        top: int = 1,
+        processes: bool = False,
     ) -> Iterator[Prediction | Failure]:
         """Yield predictions for files, folders and their subfolders, globs and "-" (standard input), batch by batch.
 
         Results are in the order of the paths. A picture that cannot be read yields a `Failure`. Memory does not grow
         with the number of pictures.
 
+        Args:
+            paths: one or several; consumed as needed.
+            batch_size: the largest batch, in pictures; on the CPU at most 16.
+            top: how many classes each prediction lists.
+            processes: on the CPU, start a process for each further thread if there are thousands of pictures. Each
+                opens the model itself, from its file.
+
         Raises:
             UsageError: an option is out of range.
             ToolkitError: the model failed.
         """
         several = [paths] if isinstance(paths, str | os.PathLike) else paths
-        return pipeline.stream(self._session, several, workers=self._workers, batch_size=batch_size, top=top)
+        return pipeline.stream(
+            self._session, several, workers=self._workers, batch_size=batch_size, top=top, processes=processes
+        )
 
 
 def _single_pictures(sources: Iterable[Source]) -> Iterator[Source]:

@@ -35,7 +35,11 @@ MAX_BYTES = 256 * 2**20
 # Shared by all threads. Larger files are read one at a time, because their contents count, too.
 _memory = MemoryBudget(MAX_MEMORY)
 _LARGE_BYTES = 8 * 2**20
+_WHOLE_BYTES = 12  # a pixel, of a picture that keeps its size
 _SMALL_MEMORY = 2**20  # not counted, because counting takes time
+
+# Above this, pictures are decoded by one process alone.
+LARGE_PIXELS = 2**24
 
 # Above this, colors are converted in bands of so many pixels, which needs less memory.
 _BAND_PIXELS = 2**20
@@ -74,24 +78,37 @@ def read_image(
     return read_image_and_size(source, name=name, max_pixels=max_pixels)[0]
 
 
+def read_picture(
+    source: str | os.PathLike[str] | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """As `read_image`, but at the picture's own size: uint8 `(height, width, 3)`, RGB, upright, over white."""
+    return _read(source, name, max_pixels, resize=False)[0]
+
+
 def read_image_and_size(
     source: str | os.PathLike[str] | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """As `read_image`, with the picture's own width and height in pixels."""
+    return _read(source, name, max_pixels)
+
+
+def _read(
+    source: str | os.PathLike[str] | bytes, name: str | None, max_pixels: int, *, resize: bool = True
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     if isinstance(source, bytes):
         name = name or "the picture"
         if not source:
             raise ToolkitError(f"{name}: is empty")
         if len(source) > MAX_BYTES:
             raise ToolkitError(f"{name}: has more than {MAX_BYTES:,} bytes")
-        return _decode(source, name, max_pixels)
+        return _decode(source, name, max_pixels, resize=resize)
     name = name or display(source)
     with open_regular(source, max_bytes=MAX_BYTES) as file:
         size = os.fstat(file.fileno()).st_size
         if size <= _LARGE_BYTES:
-            return _decode(_read(file, name, size), name, max_pixels)
+            return _decode(_contents(file, name, size), name, max_pixels, resize=resize)
         with _memory.reserve(MAX_MEMORY):
-            return _decode(_read(file, name, size), name, max_pixels, reserve=False)
+            return _decode(_contents(file, name, size), name, max_pixels, resize=resize, reserve=False)
 
 
 def prepare(image: Image.Image) -> NDArray[np.uint8]:
@@ -100,12 +117,21 @@ def prepare(image: Image.Image) -> NDArray[np.uint8]:
     Raises:
         ToolkitError: the picture is damaged, of a refused format, or has more than `MAX_PIXELS` pixels.
     """
+    return _prepare_opened(image)
+
+
+def prepare_picture(image: Image.Image) -> NDArray[np.uint8]:
+    """As `prepare`, but at the picture's own size: uint8 `(height, width, 3)`."""
+    return _prepare_opened(image, resize=False)
+
+
+def _prepare_opened(image: Image.Image, *, resize: bool = True) -> NDArray[np.uint8]:
     with _convert_errors("the picture"):
         if image.format is not None and image.format not in {*FORMATS, "MPO"}:
             raise ToolkitError(f"{shorten(image.format)} files are not decoded; convert the picture to PNG or JPEG")
         _check_pixels(image.size, MAX_PIXELS)
-        with _memory.reserve(8 * image.width * image.height):
-            return _prepare(image)
+        with _memory.reserve((8 if resize else _WHOLE_BYTES) * image.width * image.height):
+            return _prepare(image, resize=resize)
 
 
 def is_picture_name(name: str) -> bool:
@@ -118,7 +144,7 @@ def picture_suffixes() -> frozenset[str]:
     return _SUFFIXES
 
 
-def _read(file: BinaryIO, name: str, size: int) -> bytes:
+def _contents(file: BinaryIO, name: str, size: int) -> bytes:
     try:
         return file.read(size)
     except OSError as error:
@@ -126,25 +152,26 @@ def _read(file: BinaryIO, name: str, size: int) -> bytes:
 
 
 def _decode(
-    content: bytes, name: str, max_pixels: int, *, reserve: bool = True
+    content: bytes, name: str, max_pixels: int, *, resize: bool, reserve: bool = True
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     with _convert_errors(name):
         structure = examine(content)
         size = structure.width, structure.height
         _check_pixels(size, max_pixels)
-        if structure.memory > MAX_MEMORY:
+        memory = structure.memory if resize else max(structure.memory, _WHOLE_BYTES * size[0] * size[1])
+        if memory > MAX_MEMORY:
             raise ToolkitError(
-                f"{size[0]} x {size[1]} pixels of this kind of {structure.format} file take {structure.memory:,} bytes "
+                f"{size[0]} x {size[1]} pixels of this kind of {structure.format} file take {memory:,} bytes "
                 f"to decode, and {MAX_MEMORY:,} are the limit"
             )
-        counted = reserve and structure.memory > _SMALL_MEMORY
+        counted = reserve and memory > _SMALL_MEMORY
         with (
-            _memory.reserve(structure.memory) if counted else nullcontext(),
+            _memory.reserve(memory) if counted else nullcontext(),
             _open(content, structure.format) as image,
         ):
             if image.width * image.height > size[0] * size[1]:
                 raise ToolkitError(f"it has {image.width} x {image.height} pixels and declares {size[0]} x {size[1]}")
-            return _prepare(image, close=True), image.size
+            return _prepare(image, resize=resize, close=True), image.size
 
 
 def _open(content: bytes, format_name: str) -> Image.Image:
@@ -176,22 +203,22 @@ def _convert_errors(name: str) -> Iterator[None]:
         raise ToolkitError(f"{name}: cannot be decoded: {shorten(str(error)) or type(error).__name__}") from error
 
 
-def _prepare(image: Image.Image, *, close: bool = False) -> NDArray[np.uint8]:
+def _prepare(image: Image.Image, *, resize: bool = True, close: bool = False) -> NDArray[np.uint8]:
     """The picture rule. Each step but the last treats pixels singly, so the square is cut out first: it is smaller."""
     image.load()
     orientation = _read_orientation(image)
     scale = _level_scale(image) if _has_levels(image) else None
-    square = image if image.width == image.height else image.crop(_center_square(image.size, orientation))
+    square = image if image.width == image.height or not resize else image.crop(_center_square(image.size, orientation))
     if close and square is not image:
         image.close()  # frees its pixels
     square = _to_rgb(square, scale)
     if orientation in _UPRIGHT:
         square = square.transpose(_UPRIGHT[orientation])
-    if square.size != (SIDE, SIDE):
+    if resize and square.size != (SIDE, SIDE):
         # A square has no longer side, so its pixels are the same in every release: Pillow 13 changed the order of the
         # two passes of `resize(box=...)`.
         square = square.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return np.array(square)  # (32, 32, 3)
+    return np.array(square)  # (32, 32, 3) or (height, width, 3)
 
 
 def _read_orientation(image: Image.Image) -> int:

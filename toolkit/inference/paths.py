@@ -3,7 +3,7 @@
 import glob
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,16 @@ from PIL import Image
 
 from toolkit.errors import ToolkitError
 from toolkit.files import display
-from toolkit.inference.image import MAX_BYTES, SIDE, is_picture_name, prepare, read_image
+from toolkit.inference.image import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    SIDE,
+    is_picture_name,
+    prepare,
+    prepare_picture,
+    read_image,
+    read_picture,
+)
 
 STDIN = "-"
 
@@ -134,22 +143,30 @@ def take(source: Source | Failure) -> Taken:
         return Failure(STDIN, f"standard input: cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
-def decode_several(sources: list[Taken]) -> list[Decoded]:
-    """Decode each source by the picture rule, in order; a bad picture gives a `Failure`."""
-    return [_decode(source) for source in sources]
+def decode_several(sources: Sequence[Taken], *, resize: bool = True, max_pixels: int = MAX_PIXELS) -> list[Decoded]:
+    """Decode each source by the picture rule, in order; a bad picture gives a `Failure`.
+
+    Args:
+        sources: paths, pictures in memory, and failures, which are passed through.
+        resize: without, pictures keep their own sizes, for models with the rest of the rule inside.
+        max_pixels: the largest file that is decoded.
+    """
+    return [_decode(source, resize=resize, max_pixels=max_pixels) for source in sources]
 
 
-def _decode(source: Taken) -> Decoded:
+def _decode(source: Taken, *, resize: bool, max_pixels: int) -> Decoded:
     if isinstance(source, Failure):
         return source
-    if isinstance(source, np.ndarray):
-        return "", source if source.shape == (SIDE, SIDE, 3) else prepare(Image.fromarray(source))
-    if isinstance(source, Image.Image):
-        return "", prepare(source)
+    if isinstance(source, np.ndarray) and (not resize or source.shape == (SIDE, SIDE, 3)):
+        return "", source
+    if isinstance(source, np.ndarray | Image.Image):
+        image = source if isinstance(source, Image.Image) else Image.fromarray(source)
+        return "", prepare(image) if resize else prepare_picture(image)
+    read = read_image if resize else read_picture
     path = STDIN if isinstance(source, _Piped) else os.fspath(source)
     try:
         if isinstance(source, _Piped):
-            return path, read_image(source.content, name="standard input")
-        return path, read_image(path)
+            return path, read(source.content, name="standard input", max_pixels=max_pixels)
+        return path, read(path, max_pixels=max_pixels)
     except ToolkitError as error:
         return Failure(path, str(error))

@@ -4,14 +4,17 @@ On the CPU each thread runs the model on the pictures that it has just decoded. 
 other at every layer and for cores that are busy decoding: measured with resnet20 on two cores, waiting takes a fifth
 more processor time. A GPU is fed from one thread, since ONNX Runtime allocates its buffers anew for each; the others
 decode for it.
+
+For many pictures on the CPU, other processes help (`toolkit.inference.sharing`), if the caller wants that.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 import numpy as np
@@ -31,6 +34,12 @@ MAX_WORKERS = 16
 # Pictures handed to a thread at a time. Handing over costs a third of decoding a small picture, and the model is as
 # fast on 16 pictures as on more. Larger shares would leave threads idle when there are only a few photographs.
 _SHARE = 16
+
+# Pictures from which processes pay: each needs a third of a second of a core to start.
+PROCESSES_FROM = 2000
+
+# Seconds in which so many paths must be found; a folder on a slow disk is not listed before the first result.
+_LOOK_AHEAD = 0.2
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,13 @@ class Prediction:
 
 
 def stream(
-    session: Session, paths: Iterable[PathLike], *, workers: int, batch_size: int = BATCH_SIZE, top: int = 1
+    session: Session,
+    paths: Iterable[PathLike],
+    *,
+    workers: int,
+    batch_size: int = BATCH_SIZE,
+    top: int = 1,
+    processes: bool = False,
 ) -> Iterator[Prediction | Failure]:
     """Predict every picture that `paths` name, in order, and yield each result once its batch is done.
 
@@ -62,24 +77,75 @@ def stream(
     Paths are consumed as needed, and memory does not grow with their number. `workers` threads decode; on the CPU they
     also run the model, each with as many processor threads as the session has.
 
+    With `processes`, the first `PROCESSES_FROM` paths are looked up in advance, and if there are as many, all threads
+    but one hand their pictures to processes of their own as soon as these have started.
+
     Raises:
         UsageError: `batch_size` or `top` is out of range.
         ToolkitError: the model failed. A bad picture does not raise: it yields a `Failure`.
     """
     check_options(batch_size=batch_size, top=top, class_count=len(session.class_names))
+    if processes and session.provider == "cpu" and workers > 1 and not session.takes_pictures:
+        return _stream_with_processes(session, expand(paths), workers=workers, batch_size=batch_size, top=top)
     return classify(session, expand(paths), workers=workers, batch_size=batch_size, top=top)
 
 
-def classify(
-    session: Session, sources: Iterable[Source | Failure], *, workers: int, batch_size: int = BATCH_SIZE, top: int = 1
+def _stream_with_processes(
+    session: Session, sources: Iterator[str | Failure], *, workers: int, batch_size: int, top: int
 ) -> Iterator[Prediction | Failure]:
-    """As `stream`, for single pictures, as paths or in memory; a `Failure` is passed through."""
+    known = _look_ahead(sources)
+    sources = chain(known, sources)
+    if len(known) < PROCESSES_FROM:
+        yield from classify(session, sources, workers=workers, batch_size=batch_size, top=top)
+        return
+    from toolkit.inference.sharing import PredictionProcesses  # not needed for a few pictures
+
+    with PredictionProcesses(session, workers - 1) as helpers:
+        yield from classify(
+            session, sources, workers=workers, batch_size=batch_size, top=top, predict_elsewhere=helpers.predict
+        )
+
+
+def _look_ahead(sources: Iterator[str | Failure]) -> list[str | Failure]:
+    """Take the first `PROCESSES_FROM` sources, or as many as are found in `_LOOK_AHEAD` seconds."""
+    deadline = time.monotonic() + _LOOK_AHEAD
+    known = []
+    for source in islice(sources, PROCESSES_FROM):
+        known.append(source)
+        if time.monotonic() > deadline:
+            break
+    return known
+
+
+PredictElsewhere = Callable[[Sequence[Taken], int], list[Prediction | None] | None]
+
+
+def classify(
+    session: Session,
+    sources: Iterable[Source | Failure],
+    *,
+    workers: int,
+    batch_size: int = BATCH_SIZE,
+    top: int = 1,
+    predict_elsewhere: PredictElsewhere | None = None,
+) -> Iterator[Prediction | Failure]:
+    """As `stream`, for single pictures, as paths or in memory; a `Failure` is passed through.
+
+    On the CPU, a thread gives its pictures to `predict_elsewhere` first, and predicts those for which it gets None.
+    """
     share = min(batch_size, _SHARE)
+    if session.takes_pictures:  # of any size: one at a time in memory
+        workers = share = 1
 
     def predict_several(several: list[Taken]) -> list[Prediction | Failure]:
-        return predict_decoded(session, decode_several(several), top)
+        found = predict_elsewhere(several, top) if predict_elsewhere else None
+        found = [None] * len(several) if found is None else found
+        rest = [source for source, result in zip(several, found, strict=True) if result is None]
+        decoded = decode_several(rest, resize=not session.takes_pictures)
+        here = iter(predict_decoded(session, decoded, top) if rest else ())
+        return [next(here) if result is None else result for result in found]
 
-    if session.provider == "cpu":
+    if session.provider == "cpu" or session.takes_pictures:
         with closing(_run_in_threads(predict_several, sources, threads=workers, share=share)) as results:
             yield from results
         return

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,11 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+    def wait_until_free(self, seconds: float) -> None:
+        """Wait, at most so long, for another process that is training in the folder to end."""
+        with suppress(Timeout, OSError), FileLock(self.path / ".lock", timeout=seconds):
+            pass  # `locked` reports what is left of the reason
 
     def recipe(self) -> Recipe:
         """Read the resolved recipe. Raises `ToolkitError` if it is missing."""

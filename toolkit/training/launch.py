@@ -2,7 +2,7 @@
 
 import contextlib
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,8 @@ from toolkit.training.step import StepMode, choose_mode
 from toolkit.training.tensorboard import require_tensorboard, tensorboard_log
 from toolkit.training.trainer import EpochRecord, train
 
+GPU_SHARE = 0.25  # several of these small trainings fit one GPU
+
 
 @dataclass(frozen=True)
 class LaunchOptions:
@@ -38,6 +40,8 @@ class LaunchOptions:
         seeds: train the seeds 0 to N - 1; finished ones are kept, interrupted ones resumed.
         device, step: as `train` takes them.
         tensorboard: also write event files into the run folder.
+        on: where several seeds are trained: "local", "ray" or an address; None for one after the other in this process.
+        gpu_share: of one GPU for each seed, with `on`.
     """
 
     recipe: str | None = None
@@ -51,6 +55,8 @@ class LaunchOptions:
     device: str = "auto"
     step: StepMode = "auto"
     tensorboard: bool = False
+    on: str | None = None
+    gpu_share: float = GPU_SHARE
 
     def resume_command(self, *arguments: str) -> str:
         """The command that resumes, with the options that the interrupted one had."""
@@ -59,6 +65,8 @@ class LaunchOptions:
         words += ["--device", self.device] if self.device != "auto" else []
         words += ["--step", self.step] if self.step != "auto" else []
         words += ["--tensorboard"] if self.tensorboard else []
+        words += ["--on", self.on] if self.on else []
+        words += ["--gpu-share", str(self.gpu_share)] if self.gpu_share != GPU_SHARE else []
         return shlex.join(words)
 
 
@@ -88,6 +96,7 @@ class Display(Protocol):
 
 
 MakeDisplay = Callable[..., Display]  # (recipe, *, epochs_done, suggest_fast)
+TrainElsewhere = Callable[[Sequence[RunFolder], DataSource], None]
 
 
 def launch(
@@ -96,6 +105,7 @@ def launch(
     display: MakeDisplay,
     note: Note = ignore,
     download_progress: DownloadProgress = ignore,
+    train_elsewhere: TrainElsewhere | None = None,
 ) -> Launched:
     """Train what the options ask for. All that can be checked without the data is checked before they are fetched.
 
@@ -104,6 +114,7 @@ def launch(
         display: makes the display of one run: `toolkit.display.TrainingDisplay`.
         note: called with one line before each run.
         download_progress: see `find_data`.
+        train_elsewhere: trains the unfinished runs of several seeds to their end, instead of one after the other here.
 
     Raises:
         KeyboardInterrupt: interrupted; its message names the command that resumes.
@@ -114,7 +125,9 @@ def launch(
         require_name(options.name)
     if options.tensorboard:
         require_tensorboard()
-    launcher = _Launcher(options, display, note, download_progress)
+    if train_elsewhere is not None and options.seeds is None:
+        raise UsageError("--on trains several seeds at once: give their number with --seeds N")
+    launcher = _Launcher(options, display, note, download_progress, train_elsewhere)
     if options.resume is not None:
         return launcher.resume_run(options.resume)
     if options.seeds is not None:
@@ -131,8 +144,10 @@ class _Launcher:
         display: MakeDisplay,
         note: Note,
         download_progress: DownloadProgress,
+        train_elsewhere: TrainElsewhere | None,
     ) -> None:
         self.options, self.display, self.note, self.download_progress = options, display, note, download_progress
+        self.train_elsewhere = train_elsewhere
 
     def resume_run(self, name: str) -> Launched:
         options = self.options
@@ -173,13 +188,28 @@ class _Launcher:
         require_fitting(teacher, recipe, source.class_names)
         seed_runs = begin_seeds(recipe, seeds=seeds, source=source, name=name, root=self.options.runs, teacher=teacher)
         with _removed_if_not_begun(*seed_runs.runs):
+            unfinished = seed_runs.unfinished()
             for run in seed_runs.runs:
-                if run.is_finished:
+                if run not in unfinished:
                     self.note(f"Finished before: {run.path}")
-                else:
+                elif self.train_elsewhere is None:
                     resume = self._resume_seeds(seed_runs)
                     self._train(run, source=source, teacher=teacher, resume=run.last.is_file(), resume_command=resume)
+            if self.train_elsewhere is not None and unfinished:
+                self._train_elsewhere(seed_runs, source, self.train_elsewhere)
         return Launched(seed_runs.path, seed_runs.write_summary(), several=True)
+
+    def _train_elsewhere(self, seed_runs: SeedRuns, source: DataSource, train_elsewhere: TrainElsewhere) -> None:
+        unfinished = seed_runs.unfinished()
+        self.note(f"Training {len(unfinished)} seeds on {source.name} with {self.options.on}, in {seed_runs.path}")
+        try:
+            train_elsewhere(unfinished, source)
+        except KeyboardInterrupt as interrupt:
+            finished = seed_runs.n - len(seed_runs.unfinished())
+            raise KeyboardInterrupt(
+                f"interrupted; {finished} of {seed_runs.n} seeds are finished, and the completed epochs of the others "
+                f"are kept in {seed_runs.path}. Resume with: {self._resume_seeds(seed_runs)}"
+            ) from interrupt
 
     def _recipe(self) -> Recipe:
         recipe = load_recipe(self.options.recipe or "reference")

@@ -257,7 +257,6 @@ class _Trainer:
         """Train and validate one epoch, and write metrics and checkpoints."""
         start, waiting_start = time.perf_counter(), waiting_seconds()
         self._seed(epoch)
-        self.step.begin_epoch(epoch)
         rate = self._run_steps(epoch, on_progress)
         loss, correct = self.step.take_sums()
         step_seconds = time.perf_counter() - start

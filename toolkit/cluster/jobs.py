@@ -1,0 +1,78 @@
+"""What can run anywhere: a job is a function of plain values that may be run twice. Nothing here knows an engine.
+
+A job reads its input from shared storage and leaves its result there under the final name only when it is complete.
+So a job whose process or machine died is run again, and a job that was finished has nothing left to do.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from toolkit.errors import ToolkitError, first_line
+from toolkit.reporting import ignore
+
+RETRIES = 3  # of a job whose process or machine died; an error of its own ends it at once
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work.
+
+    Attributes:
+        name: for messages, such as "seed3".
+        function: of a module that every machine has.
+        arguments: plain values; paths are absolute, on storage that every machine sees.
+    """
+
+    name: str
+    function: Callable[..., object]
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        name: of the job.
+        error: why it failed for good; None if its result is on disk.
+    """
+
+    name: str
+    error: str | None = None
+
+
+Outcomes = Generator[Outcome, None, None]
+
+
+class Engine(Protocol):
+    """Runs jobs somewhere."""
+
+    def run(self, jobs: Iterable[Job], *, on_wait: Callable[[], object] = ignore) -> Outcomes:
+        """Yield the outcome of each job as it ends, in any order; no job that fails ends another.
+
+        Closing the iterator, and an exception such as KeyboardInterrupt, stop all jobs that are running.
+
+        Args:
+            jobs: taken as they can be run, so that their number costs no memory.
+            on_wait: called about once a second.
+        """
+        ...
+
+
+def run_job(job: Job) -> Outcome:
+    """Run a job in this process. An error becomes its outcome, and is not taken for the death of a process."""
+    try:
+        job.function(**job.arguments)
+    except ToolkitError as error:
+        return Outcome(job.name, str(error))
+    except Exception as error:
+        return Outcome(job.name, f"{type(error).__name__}: {first_line(error)}")
+    return Outcome(job.name)
+
+
+def describe_failures(failures: list[Outcome], *, of: int, kind: str) -> str:
+    """Name the jobs that failed, each with its reason: "2 of 20 seeds failed: seed3 (...); seed7 (...)"."""
+    shown = "; ".join(f"{failure.name} ({failure.error})" for failure in failures[:10])
+    more = f"; and {len(failures) - 10} more" if len(failures) > 10 else ""
+    return f"{len(failures)} of {of:,} {kind} failed: {shown}{more}"

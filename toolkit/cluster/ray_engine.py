@@ -1,0 +1,111 @@
+"""The engine `ray`: the machines of a Ray cluster (Ray Core). Needs the extra `cluster`."""
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any
+
+from toolkit.cluster.jobs import RETRIES, Job, Outcome, Outcomes, run_job
+from toolkit.errors import ToolkitError, UsageError, first_line
+from toolkit.files import display
+from toolkit.reporting import ignore
+
+CONNECT_SECONDS = 10.0
+IN_FLIGHT = 1000  # jobs that Ray knows at a time: enough for it to see what is waiting, however many there are
+
+
+class RayEngine:
+    """Runs jobs on a Ray cluster, each with one CPU and no GPU.
+
+    Args:
+        address: of a cluster, as `ray.init` takes it; None for $RAY_ADDRESS, then a cluster that was started on this
+            machine with `ray start`, else one of this machine alone, which ends with this process.
+        retries: how often a job is run again after the death of its process or machine.
+
+    Raises:
+        UsageError: Ray is not installed.
+        ToolkitError: no cluster is reached at the address.
+    """
+
+    def __init__(self, address: str | None = None, *, retries: int = RETRIES) -> None:
+        self._ray = _connect(address)
+        self._options: dict[str, float] = {"num_cpus": 1, "num_gpus": 0, "max_retries": retries}
+
+    def with_gpu_share(self, share: float) -> "RayEngine":
+        """The same engine for jobs that each use this share of one GPU."""
+        self._options["num_gpus"] = share
+        return self
+
+    def gpus(self) -> float:
+        """GPUs of the whole cluster."""
+        return float(self._ray.cluster_resources().get("GPU", 0))
+
+    def run(self, jobs: Iterable[Job], *, on_wait: Callable[[], object] = ignore) -> Outcomes:
+        """See `toolkit.cluster.jobs.Engine.run`."""
+        ray = self._ray
+        run_remotely = ray.remote(**self._options)(run_job)
+        remaining = iter(jobs)
+        names: dict[Any, str] = {}  # of the jobs that Ray knows
+        try:
+            while True:
+                for job in islice(remaining, IN_FLIGHT - len(names)):
+                    names[run_remotely.remote(job)] = job.name
+                if not names:
+                    return
+                done, _ = ray.wait(list(names), num_returns=1, timeout=1)
+                on_wait()
+                for reference in done:
+                    yield self._outcome(reference, names.pop(reference))
+        finally:
+            for reference in names:
+                ray.cancel(reference, force=True)
+
+    def _outcome(self, reference: Any, name: str) -> Outcome:
+        try:
+            outcome: Outcome = self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            return Outcome(name, f"{type(error).__name__}: {first_line(error)}")
+        return outcome
+
+
+def _connect(address: str | None) -> Any:
+    """Connect to the cluster and return the module `ray`."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of this machine alone reports to nobody
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f'`--on ray` needs {error.name}: install the extra with `pip install "cifar[cluster]"`'
+        ) from error
+    if ray.is_initialized():
+        return ray
+    _require_reachable(address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # ConnectionError, RuntimeError, ValueError, and those of gRPC
+        raise _unreachable(address, error) from error
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own ends the process without a word
+    return ray
+
+
+def _require_reachable(address: str | None) -> None:
+    """Raise `ToolkitError` if nothing listens at HOST:PORT: Ray would try for minutes, and print each attempt."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str | None, error: Exception) -> ToolkitError:
+    return ToolkitError(
+        f"no Ray cluster is reached at {display(address or 'the default address')}: {first_line(error)}. `ray status` "
+        "on its head shows its state; `--on local` uses this machine"
+    )

@@ -1,0 +1,126 @@
+"""Seeds of one recipe as jobs: each is trained in its run folder, and resumed wherever it is run again."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolkit.cluster.jobs import Engine, Job, Outcome, describe_failures
+from toolkit.data import cifar
+from toolkit.data.dataset import DataSource, find_data
+from toolkit.errors import ToolkitError
+from toolkit.reporting import Note, Progress, ignore
+from toolkit.runs.checkpoint import load_checkpoint
+from toolkit.runs.folder import RunFolder, find_checkpoint
+from toolkit.training.launch import LaunchOptions
+from toolkit.training.step import StepMode
+from toolkit.training.tensorboard import tensorboard_log
+from toolkit.training.trainer import train
+
+# How long a job waits for the lock of its run: the process of a machine that was lost ends soon after.
+LOCK_SECONDS = 60.0
+
+
+def train_seeds(
+    engine: Engine,
+    runs: Sequence[RunFolder],
+    *,
+    source: DataSource,
+    options: LaunchOptions,
+    progress: Progress = ignore,
+    note: Note = ignore,
+) -> None:
+    """Train runs to the end, or resume them, as jobs of an engine.
+
+    A run of several processes or machines is bit-identical to one of a single process with as many processor threads.
+
+    Args:
+        engine: where they are trained.
+        runs: of one recipe, not finished; with their recipes, on storage that the engine's machines see.
+        source: the data set, found on every machine at the same path.
+        options: teacher, device, kind of step and TensorBoard.
+        progress: called with the completed epochs of all runs, and with all their epochs.
+        note: called with one line for each run that ends.
+
+    Raises:
+        ToolkitError: some runs failed; the others are finished.
+    """
+    jobs = [seed_job(run, source=source, options=options) for run in runs]
+    epochs = sum(run.recipe().epochs for run in runs)
+    failures: list[Outcome] = []
+
+    def report_progress() -> None:
+        progress(sum(len(run.read_metrics()) for run in runs), epochs)
+
+    report_progress()
+    with contextlib.closing(engine.run(jobs, on_wait=report_progress)) as outcomes:
+        for outcome in outcomes:
+            note(f"{outcome.name}: {outcome.error or 'finished'}")
+            if outcome.error is not None:
+                failures.append(outcome)
+    report_progress()
+    if failures:
+        raise ToolkitError(
+            f"{describe_failures(failures, of=len(jobs), kind='seeds')}. The others are finished; repeat the command "
+            "to resume these"
+        )
+    _require_one_data_set(runs)
+
+
+def _require_one_data_set(runs: Sequence[RunFolder]) -> None:
+    """Raise `ToolkitError` if machines found other data under the same path."""
+    data = {run.path.name: run.read_summary()["data"] for run in runs}
+    first = runs[0].path.name
+    if others := [name for name, found in data.items() if found != data[first]]:
+        raise ToolkitError(
+            f"the data differ between machines: {', '.join(others)} had others than {first}. Make the same data "
+            "visible to all, remove these run folders and repeat the command"
+        )
+
+
+def seed_job(run: RunFolder, *, source: DataSource, options: LaunchOptions) -> Job:
+    """The job that trains one seed."""
+    teacher = find_checkpoint(options.teacher, root=options.runs).resolve() if options.teacher else None
+    arguments = {
+        "run": str(run.path.resolve()),
+        "data": source.name,
+        "folder": str(source.folder.resolve()) if source.folder else None,
+        "teacher": str(teacher) if teacher else None,
+        "device": options.device,
+        "step": options.step,
+        "tensorboard": options.tensorboard,
+    }
+    return Job(run.path.name, train_seed, arguments)
+
+
+def train_seed(
+    *, run: str, data: str, folder: str | None, teacher: str | None, device: str, step: StepMode, tensorboard: bool
+) -> None:
+    """Train one seed in its run folder, or resume it there; do nothing if it is finished.
+
+    Raises:
+        ToolkitError, UsageError: as `train` and `find_data`; another process trains in the folder.
+    """
+    run_folder = RunFolder(Path(run))
+    run_folder.wait_until_free(LOCK_SECONDS)
+    if run_folder.is_finished:
+        return
+    with tensorboard_log(run_folder.path) if tensorboard else contextlib.nullcontext(ignore) as log:
+        train(
+            run_folder.recipe(),
+            source=_open_source(data, folder),
+            run=run_folder,
+            device=device,
+            resume=run_folder.last.is_file(),
+            teacher=load_checkpoint(Path(teacher)) if teacher else None,
+            mode=step,
+            on_epoch=log,
+        )
+
+
+def _open_source(name: str, folder: str | None) -> DataSource:
+    """Find the data by name and place: a folder may hold both CIFAR-10 and CIFAR-100."""
+    if folder is None:
+        return find_data(name)
+    if which := cifar.BY_NAME.get(name):
+        return DataSource(name=name, folder=Path(folder), class_names=which.class_names)
+    return find_data(folder)
