@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from models import ResNet, build_model
 from tests.support.deploy import Case, blocky_images, randomise, tiny_case, tiny_model, torchvision_logits
 from toolkit.data.images import Images
 from toolkit.deploy import Rejected, export_onnx, graph, verify
+from toolkit.deploy.comparison import find_difference
 from toolkit.deploy.export import build_graph
 from toolkit.deploy.quantize import CALIBRATION_METHODS, calibration_images, to_fp16, to_int8
 from toolkit.errors import UsageError
@@ -172,6 +173,41 @@ def test_calibration_images_are_training_images_and_always_the_same() -> None:
     assert {image.tobytes() for image in chosen} <= pixels
     assert len({image.tobytes() for image in chosen}) == 512
     assert len(calibration_images(train.take(torch.arange(40)))) == 40
+
+
+# Compared with the graph of the checkpoint
+
+
+def test_other_calibration_images_give_a_graph_that_counts_as_the_same(fp32: ModelProto) -> None:
+    first, second = (to_int8(fp32, CALIBRATION[part])[0] for part in (slice(64), slice(64, None)))
+    assert first != second
+    assert find_difference(first, second) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "difference"),
+    [
+        ("network.stage1.0.conv1.weight_quantized", lambda values: values[::-1].copy(), "its weights differ by up to"),
+        ("network.stage1.0.conv1.weight_scale", lambda values: values * 2, "the scales of its weights differ"),
+        ("network.linear.bias_quantized", lambda values: values + 2, "its biases differ by more than a step"),
+        ("relu_18_scale", lambda values: values * 3, "its scale is"),
+        ("relu_18_zero_point", lambda values: values + 1, "its zero point is 1, where calibration gives 0"),
+    ],
+)
+def test_other_quantized_values_are_a_difference(
+    fp32: ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray], difference: str
+) -> None:
+    expected = to_int8(fp32, CALIBRATION[:8])[0]
+    model = ModelProto.FromString(expected.SerializeToString())
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    values = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(change(values).astype(values.dtype), name))
+    found = find_difference(model, expected)
+    assert found is not None
+    assert difference in found
+    assert found.startswith(
+        f"node {name.partition('_quantized')[0].removesuffix('_scale').removesuffix('_zero_point')}_"
+    )
 
 
 # Through the gate

@@ -24,10 +24,10 @@ from onnx import TensorProto
 from tests.support.hostile import archive, behind_a_group, fuzzing, little_memory, values_of_a_checkpoint, with_records
 from tests.support.onnx_models import tiny_model
 from tests.support.sources import coloured_source
-from toolkit.deploy.gate import verify
+from toolkit.deploy import verify
 from toolkit.errors import ToolkitError
 from toolkit.inference import open_model
-from toolkit.inference.model_file import OPERATORS
+from toolkit.inference.model_operators import OPERATORS
 from toolkit.recipes.recipe import PRESETS, load_recipe, preset_names, recipe_keys
 from toolkit.runs.checkpoint import load_checkpoint
 

@@ -92,7 +92,7 @@ def turned(folder: Path) -> Path:
     """Another model: it sees in red what the first sees in blue."""
     model = tiny_model()
     weights = numpy_helper.to_array(model.graph.initializer[1])
-    model.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.roll(weights, 1, axis=0), "weights"))
+    model.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.roll(weights, 1, axis=1), "weights"))
     return saved(folder, model)
 
 

@@ -245,6 +245,11 @@ def _varint(number: int) -> bytes:
     return content + bytes([number])
 
 
+def protobuf_field(number: int, content: bytes) -> bytes:
+    """A field of bytes, such as a message within another."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
 def with_external_data(location: str) -> bytes:
     model = tiny_model()
     external(model.graph.initializer[1], location)
@@ -289,19 +294,19 @@ def with_a_sparse_constant() -> bytes:
 
 
 def with_a_product(side: int, *, claims: dict[str, str] | None = None) -> onnx.ModelProto:
-    """Adds the mean of a product of `side` x `side` to the logits: two small tensors, broadcast against each other."""
+    """Adds a product of `side` x `side` to the features: two small tensors, broadcast against each other."""
     model = tiny_model(metadata=claims)
     for name, shape in (("column", (side, 1)), ("row", (1, side))):
         model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
-    model.graph.node[2].output[0] = "small"
-    nodes = [
+    nodes = list(model.graph.node)
+    nodes[-1].input[0] = nodes[-2].output[0] = "logits"
+    nodes[-2].input[0] = "larger"
+    added = [
         helper.make_node("Mul", ["column", "row"], ["product"]),
-        helper.make_node("ReduceMean", ["product"], ["mean"], keepdims=0),
-        helper.make_node("Add", ["small", "mean"], ["logits"]),
+        helper.make_node("Add", ["features", "product"], ["larger"]),
     ]
-    rest = list(model.graph.node[3:])
-    del model.graph.node[3:]
-    model.graph.node.extend([*nodes, *rest])
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes[:-2], *added, *nodes[-2:]])
     return model
 
 

@@ -21,18 +21,17 @@ def tiny_model(
     classes: int = 10,
 ) -> onnx.ModelProto:
     """Averages each channel of a picture; class i's logit is a tenth of red, green or blue (i modulo 3)."""
-    kind, shape, axes = (
-        (TensorProto.FLOAT, [batch, 3, 32, 32], [2, 3])
-        if float_nchw
-        else (TensorProto.UINT8, [batch, 32, 32, 3], [1, 2])
-    )
-    weights = np.zeros((3, classes), np.float32)
-    weights[np.arange(classes) % 3, np.arange(classes)] = 0.1 * (255 if float_nchw else 1)
+    kind, shape = (TensorProto.FLOAT, [batch, 3, 32, 32]) if float_nchw else (TensorProto.UINT8, [batch, 32, 32, 3])
+    weights = np.zeros((classes, 3), np.float32)
+    weights[np.arange(classes), np.arange(classes) % 3] = 0.1 * (255 if float_nchw else 1)
+    channels_first = helper.make_node("Transpose", [images], ["channels_first"], perm=[0, 3, 1, 2])
     graph = helper.make_graph(
         [
-            helper.make_node("Cast", [images], ["floats"], to=TensorProto.FLOAT),
-            helper.make_node("ReduceMean", ["floats", "axes"], ["means"], keepdims=0),
-            helper.make_node("MatMul", ["means", "weights"], ["logits"]),
+            *([] if float_nchw else [channels_first]),
+            helper.make_node("Cast", [images if float_nchw else "channels_first"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("AveragePool", ["floats"], ["means"], kernel_shape=[32, 32]),
+            helper.make_node("Reshape", ["means", "shape"], ["features"]),
+            helper.make_node("Gemm", ["features", "weights", "bias"], ["logits"], transB=1),
             helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
         ],
         "tiny",
@@ -41,11 +40,15 @@ def tiny_model(
             helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, classes])
             for name in ("logits", "probabilities")
         ],
-        [numpy_helper.from_array(np.array(axes, np.int64), "axes"), numpy_helper.from_array(weights, "weights")],
+        [
+            numpy_helper.from_array(np.array([-1, 3], np.int64), "shape"),
+            numpy_helper.from_array(weights, "weights"),
+            numpy_helper.from_array(np.zeros(classes, np.float32), "bias"),
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     claims = {"class_names": json.dumps(CLASS_NAMES), "model": "tiny"} if metadata is None else metadata
-    helper.set_model_props(model, {f"cifar.{key}": value for key, value in claims.items()} | {"other": "ignored"})
+    helper.set_model_props(model, {f"cifar.{key}": value for key, value in claims.items()})
     return model
 
 

@@ -2,7 +2,7 @@
 
 import models  # noqa: F401  (before onnxruntime.quantization, which puts a folder with other `models` on the path)
 from toolkit.deploy.export import export_onnx
-from toolkit.deploy.gate import verify
 from toolkit.deploy.report import Check, Figures, Rejected, Report
+from toolkit.deploy.verification import verify
 
 __all__ = ["Check", "Figures", "Rejected", "Report", "export_onnx", "verify"]

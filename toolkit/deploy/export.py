@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from toolkit.data.cifar import MEAN, STD
 from toolkit.data.dataset import DataSource
+from toolkit.data.images import Images
 from toolkit.deploy import graph, quantize
 from toolkit.deploy.gate import MIN_ACCURACY, Gate, GateProvider, check_arguments
 from toolkit.deploy.graph import InputFormat, Precision
@@ -22,11 +23,11 @@ from toolkit.deploy.report import Report
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import replacing, require_writable
 from toolkit.inference.model_file import read_model_bytes
+from toolkit.inference.model_graph import OPSETS
 from toolkit.reporting import Note, ignore
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint
 
 OPSET = 18  # the opset in which torch.onnx writes: no conversion that could go wrong, and every runtime reads it
-OPSETS = range(18, 22)  # tested with ONNX Runtime 1.23 and later
 
 
 def export_onnx(
@@ -72,19 +73,15 @@ def export_onnx(
     require_writable(output)
     trained = load_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     reference = prepare_reference(data, trained, note=note)
-    note("building the ONNX graph")
-    takes_picture = input_format == "picture"
-    network_input = "uint8-nhwc" if takes_picture else input_format
-    model = build_graph(trained.network(), input_format=network_input, opset=opset)
-    calibration: dict[str, Any] | None = None
-    if precision == "fp16":
-        model = quantize.to_fp16(model)
-    elif precision == "int8":
-        images = quantize.calibration_images(reference.train)
-        note(f"calibrating int8 on {len(images):,} training images")
-        model, calibration = quantize.to_int8(model, images, target=target)
-    if takes_picture:
-        model = prepend_picture_input(model)
+    model, calibration = build_model(
+        trained.network(),
+        train=reference.train,
+        precision=precision,
+        target=target,
+        input_format=input_format,
+        opset=opset,
+        note=note,
+    )
     gate = Gate(_serialize(model), min_accuracy=min_accuracy, provider=provider)
     gate.check_file(data.class_names)
     gate.check_outputs(reference, note=note)
@@ -123,6 +120,38 @@ def _provider_of(gate: Gate) -> GateProvider:
 def _serialize(model: ModelProto) -> bytes:
     content: bytes = model.SerializeToString(deterministic=True)
     return content
+
+
+def build_model(
+    network: nn.Module,
+    *,
+    train: Images,
+    precision: Precision,
+    target: Target,
+    input_format: InputFormat,
+    opset: int,
+    note: Note,
+) -> tuple[ModelProto, dict[str, Any] | None]:
+    """Build the graph of `network` in any form, without metadata.
+
+    Args:
+        train: the training images, from which int8 is calibrated.
+        network, precision, target, input_format, opset, note: see `export_onnx` and `build_graph`.
+
+    Returns:
+        The graph, and the calibration settings of an int8 one.
+    """
+    takes_picture = input_format == "picture"
+    note("building the ONNX graph")
+    model = build_graph(network, input_format="uint8-nhwc" if takes_picture else input_format, opset=opset)
+    calibration: dict[str, Any] | None = None
+    if precision == "fp16":
+        model = quantize.to_fp16(model)
+    elif precision == "int8":
+        images = quantize.calibration_images(train)
+        note(f"calibrating int8 on {len(images):,} training images")
+        model, calibration = quantize.to_int8(model, images, target=target)
+    return prepend_picture_input(model) if takes_picture else model, calibration
 
 
 def build_graph(network: nn.Module, *, input_format: InputFormat = "uint8-nhwc", opset: int = OPSET) -> ModelProto:

@@ -1,6 +1,6 @@
 """The ONNX graph, read without running it: validity, interface, precision; and its reduction to what runtimes need."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,10 +10,11 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from toolkit import __version__
 from toolkit.errors import first_line
-from toolkit.inference.model_file import STANDARD_DOMAINS
 
 IMAGES, PICTURE, LOGITS, PROBABILITIES = "images", "picture", "logits", "probabilities"
 BATCH = "batch"
+
+STANDARD_DOMAINS = ("", "ai.onnx")  # two names of one
 
 InputFormat = Literal["uint8-nhwc", "float-nchw", "picture"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -85,10 +86,17 @@ def required_interface(input_format: InputFormat, *, classes: int) -> str:
 
 
 def precision_of(model: ModelProto) -> Precision:
-    """The precision by the contents of the graph, not by its metadata."""
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
+    """The precision in which the convolutions and the linear layer compute, whatever the metadata say.
+
+    "int8" if the input and the weights of every such layer come from DequantizeLinear, "fp16" if the weights of every
+    one are float16, else "fp32": a layer that computes in float32 puts the whole model under the limits of float32.
+    """
+    producers = {name: node.op_type for node in model.graph.node for name in node.output}
+    dtypes = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    if layers and all(producers.get(name) == "DequantizeLinear" for node in layers for name in node.input[:2]):
         return "int8"
-    if any(tensor.data_type == TensorProto.FLOAT16 for tensor in _tensors(model)):
+    if layers and all(dtypes.get(node.input[1]) == TensorProto.FLOAT16 for node in layers):
         return "fp16"
     return "fp32"
 
@@ -112,16 +120,6 @@ def strip(model: ModelProto) -> ModelProto:
     del model.opset_import[:]
     model.opset_import.extend(kept)
     return model
-
-
-def _tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor of the graph; `model_file.find_fault` rejects subgraphs, which would hold more."""
-    yield from model.graph.initializer
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
 
 
 def _describe_value(value: ValueInfoProto) -> str:

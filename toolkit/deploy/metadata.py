@@ -18,7 +18,8 @@ from toolkit.deploy.reference import Reference
 from toolkit.deploy.report import Figures
 from toolkit.evaluation.evaluate import parse_identity
 from toolkit.files import shorten
-from toolkit.inference.model_file import METADATA_PREFIX, read_model_bytes
+from toolkit.inference.model_file import find_fault, read_model_bytes
+from toolkit.inference.model_graph import METADATA_PREFIX
 from toolkit.runs.checkpoint import Checkpoint
 
 NOT_MEASURED = "not measured"
@@ -178,8 +179,11 @@ def _mismatch(key: str, written: str, computed: str) -> str:
 def recorded_data(path: Path) -> dict[str, str]:
     """Identity of the training data that an ONNX file records; empty if it records none. Nothing of it is run.
 
+    Also empty for a file that the gate will reject for its contents.
+
     Raises:
         ToolkitError: the file cannot be read.
     """
-    model = parse(read_model_bytes(path))
+    content = read_model_bytes(path)
+    model = None if find_fault(content) else parse(content)
     return parse_identity(read_metadata(model)) if model else {}

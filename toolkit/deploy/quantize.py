@@ -131,6 +131,13 @@ def to_int8(
     return strip(quantized), settings
 
 
+def target_of(model: ModelProto) -> Target:
+    """The hardware that an int8 graph was quantized for, by the type of its activations."""
+    points = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    signed = any(tensor.name in points and tensor.data_type == TensorProto.INT8 for tensor in model.graph.initializer)
+    return "gpu" if signed else "cpu"
+
+
 def calibration_images(
     train: Images, *, count: int = CALIBRATION_COUNT, seed: int = CALIBRATION_SEED
 ) -> NDArray[np.uint8]:

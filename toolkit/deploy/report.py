@@ -36,6 +36,7 @@ class Figures:
         opset: version of the standard operators.
         precision: "fp32", "fp16" or "int8", by the contents of the graph.
         input: "uint8-nhwc", "float-nchw" or "picture".
+        batch_seed: of the draw that put the images into batches.
         test_images: size of the test set.
         test_correct: test images that the model classifies correctly.
         test_accuracy: in [0, 1].
@@ -56,6 +57,7 @@ class Figures:
     opset: int | None = None
     precision: str | None = None
     input: str | None = None
+    batch_seed: int | None = None
     test_images: int | None = None
     test_correct: int | None = None
     test_accuracy: float | None = None

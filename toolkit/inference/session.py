@@ -19,7 +19,8 @@ from toolkit.cores import available_cores
 from toolkit.errors import ToolkitError, UsageError, first_line
 from toolkit.files import display
 from toolkit.inference.memory import limit_memory
-from toolkit.inference.model_file import METADATA_PREFIX, read_model
+from toolkit.inference.model_file import read_model
+from toolkit.inference.model_graph import METADATA_PREFIX
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 

@@ -36,7 +36,7 @@ from toolkit.device import (
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.metrics import Metrics, compute_logits, measure
 from toolkit.evaluation.plots import plot_confusion, plot_curves
-from toolkit.files import quote
+from toolkit.files import shorten
 from toolkit.recipes.recipe import Recipe
 from toolkit.recipes.schedule import crop_size_of, learning_rate
 from toolkit.reporting import Note, Progress, ignore
@@ -220,7 +220,9 @@ class _Trainer:
         self.run.keep_metrics(last.epoch)
         self.run.remove_leftovers()
         if (began_in := last.training.get("precision", self.precision)) != self.precision:
-            self.note(f"the run began in {quote(began_in)} and resumes in {self.precision}: its weights will differ")
+            self.note(
+                f"the run began in {shorten(str(began_in))} and resumes in {self.precision}: its weights will differ"
+            )
         self.epoch = last.epoch
         return last.epoch
 

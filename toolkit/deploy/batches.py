@@ -1,0 +1,25 @@
+"""The batches in which the gate runs a model: drawn anew at each run, so that no file can be made for them."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGEST = 64  # images, as `cifar predict` has by default
+REQUIRED = (1, 2, 16, LARGEST)  # sizes of every draw: 16 is the number that `cifar predict` hands to a thread
+REPEATED = 64  # images that run a second time, in another batch and at another place
+TWICE = 8  # images that stand twice in one batch
+
+
+def draw_batches(images: int, *, seed: int) -> list[NDArray[np.int64]]:
+    """Put image numbers 0 to `images` - 1 into batches of 1 to `LARGEST`, in random order, some of them twice.
+
+    Returns:
+        The image numbers of each batch, int64 (size,). Every image is in at least one.
+    """
+    generator = np.random.default_rng(seed)
+    again = generator.choice(images, min(REPEATED, images), replace=False)
+    order = generator.permutation(np.concatenate([np.arange(images), again]))
+    sizes = [*REQUIRED, *generator.integers(1, LARGEST + 1, len(order))]  # more than enough
+    batches = [batch for batch in np.split(order, np.cumsum(sizes)) if len(batch)]
+    twice = np.tile(generator.choice(images, min(TWICE, images), replace=False), 2)
+    batches.append(generator.permutation(twice))
+    return [batches[number] for number in generator.permutation(len(batches))]

@@ -1,0 +1,81 @@
+"""Verification: run the gate on an existing ONNX file, beside the graph that its checkpoint gives."""
+
+from pathlib import Path
+
+from onnx import ModelProto
+
+from toolkit.data.dataset import DataSource, require_same_data
+from toolkit.data.images import Images
+from toolkit.deploy import graph, quantize
+from toolkit.deploy.export import build_model
+from toolkit.deploy.gate import MIN_ACCURACY, Gate, GateProvider, check_arguments
+from toolkit.deploy.reference import prepare_reference
+from toolkit.deploy.report import Report
+from toolkit.inference.model_file import read_model_bytes
+from toolkit.reporting import Note, ignore
+from toolkit.runs.checkpoint import Checkpoint, load_checkpoint
+
+
+def verify(
+    model: Path,
+    *,
+    data: DataSource,
+    checkpoint: Path | None = None,
+    min_accuracy: float = MIN_ACCURACY,
+    provider: GateProvider = "cpu",
+    note: Note = ignore,
+) -> Report:
+    """Run the gate on an existing file.
+
+    Args:
+        model: the ONNX file.
+        data: the data that the model was trained on; the gate reads its whole test set.
+        checkpoint: the checkpoint that the model was exported from; without it, neither the graph nor parity with
+            PyTorch is checked.
+        min_accuracy: required accuracy on the test set, in (0, 1].
+        provider: the provider on which ONNX Runtime must run the model.
+        note: called with a few words at each stage.
+
+    Raises:
+        Rejected: a check failed; its `report` ends with that check.
+        UsageError: `min_accuracy` or `provider` is invalid.
+        ToolkitError: no such file, the checkpoint cannot be read or was trained on other data, or ONNX Runtime does
+            not run on `provider` here.
+    """
+    check_arguments(min_accuracy=min_accuracy, provider=provider)
+    trained = load_checkpoint(checkpoint) if checkpoint else None
+    gate = Gate(read_model_bytes(model), min_accuracy=min_accuracy, provider=provider)
+    gate.check_file(data.class_names)
+    reference = prepare_reference(data, trained, note=note)
+    if trained is None and (recorded := gate.recorded_data()):
+        require_same_data(recorded, reference.data, what=str(model))
+    gate.check_graph(rebuild(trained, gate, reference.train, note=note) if trained else None)
+    gate.check_outputs(reference, note=note)
+    gate.check_metadata(reference)
+    return gate.report(passed=True)
+
+
+def rebuild(checkpoint: Checkpoint, gate: Gate, train: Images, *, note: Note) -> ModelProto:
+    """Build the graph of the checkpoint again, in the input format, opset and precision that the gate found.
+
+    Args:
+        checkpoint: what the model is said to be exported from.
+        gate: after `check_file`.
+        train: the training images, from which int8 is calibrated as `cifar export` does.
+        note: called with a few words at each stage.
+
+    Raises:
+        ToolkitError: the exporter failed.
+    """
+    found = gate.model
+    assert found is not None
+    model, _ = build_model(
+        checkpoint.network(),
+        train=train,
+        precision=graph.precision_of(found),
+        target=quantize.target_of(found),
+        input_format=graph.input_format_of(found) or "uint8-nhwc",
+        opset=graph.opset_of(found),
+        note=note,
+    )
+    return model
