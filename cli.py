@@ -225,7 +225,7 @@ def export(
 
     if run is not None and checkpoint is not None:
         raise UsageError("give --run or --checkpoint, not both")
-    if output.is_dir() or str(output).endswith(("/", os.sep)):
+    if os.path.isdir(output) or str(output).endswith(("/", os.sep)):
         output = output / "model.onnx"
     require_writable(output)
     check_arguments(min_accuracy=min_accuracy, provider=provider)
@@ -374,7 +374,7 @@ def predict_parts(paths: list[str], out: Path, *, on: str, **options: Any) -> No
         raise typer.Exit(1)
 
 
-@command
+@functools.partial(command, handles_signals=True)
 def serve(
     model: Annotated[
         str | None, typer.Option(help="ONNX file. [default: $CIFAR_MODEL, ./model.onnx, the shipped one]")

@@ -16,6 +16,7 @@ ALLOWED = {  # room -> the rooms and modules of toolkit/ (or `models`) that it m
     "toolkit/errors.py": (),
     "toolkit/reporting.py": (),
     "toolkit/files.py": ("errors",),
+    "toolkit/interrupt.py": (),
     "toolkit/cores.py": (),
     "toolkit/device.py": ("errors", "cores"),
     "toolkit/processes.py": ("errors",),
@@ -25,12 +26,12 @@ ALLOWED = {  # room -> the rooms and modules of toolkit/ (or `models`) that it m
     "toolkit/data": (*BOTTOM, "cores", "inference.image"),
     "toolkit/runs": ("models", *BOTTOM, "recipes", "data"),
     "toolkit/evaluation": (*BOTTOM, "device", "inference", "data", "runs"),
-    "toolkit/training": ("models", *BOTTOM, "cores", "device", "recipes", "data", "runs", "evaluation"),
+    "toolkit/training": ("models", *BOTTOM, "interrupt", "cores", "device", "recipes", "data", "runs", "evaluation"),
     "toolkit/deploy": ("models", *BOTTOM, "inference", "recipes", "data", "runs", "evaluation"),
     "toolkit/cluster": (*BOTTOM, "cores", "device", "processes", "inference", "data", "runs", "training"),
     "toolkit/doctor.py": (*BOTTOM, "inference", "data"),
     "toolkit/display.py": ("models", *BOTTOM, "recipes"),
-    "toolkit/command_line.py": (*BOTTOM, "cores", "recipes"),
+    "toolkit/command_line.py": (*BOTTOM, "interrupt", "cores", "recipes"),
     "toolkit/demo.py": (),
 }
 EVERYTHING = {"toolkit/bench", "toolkit/weights"}  # `bench` and cli.py may import everything

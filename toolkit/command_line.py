@@ -7,7 +7,6 @@ import inspect
 import io
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from toolkit import __version__
 from toolkit.cores import limit_spinning
 from toolkit.errors import ToolkitError
 from toolkit.files import display
+from toolkit.interrupt import EXIT_CODE, end_on_signals
 from toolkit.recipes.recipe import recipe_keys
 
 Data = Annotated[
@@ -46,8 +46,17 @@ Command = TypeVar("Command", bound=Callable[..., None])
 quiet_notes = False  # set by --quiet
 
 
-def command(function: Command, *, group: typer.Typer, name: str | None = None) -> Command:
-    """Register a command of `group`: adds --quiet, and turns errors into a message and an exit code."""
+def command(
+    function: Command, *, group: typer.Typer, name: str | None = None, handles_signals: bool = False
+) -> Command:
+    """Register a command of `group`: adds --quiet, and turns errors into a message and an exit code.
+
+    Args:
+        function: the command.
+        group: where it is registered.
+        name: by default the function's.
+        handles_signals: whether the command itself ends in time on Ctrl-C and SIGTERM.
+    """
 
     @functools.wraps(function)
     def run(*args: Any, quiet: bool = False, **kwargs: Any) -> None:
@@ -55,14 +64,14 @@ def command(function: Command, *, group: typer.Typer, name: str | None = None) -
         quiet_notes = quiet
         limit_spinning()
         try:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM is handled as Ctrl-C is
-            function(*args, **kwargs)
+            with contextlib.nullcontext() if handles_signals else end_on_signals():
+                function(*args, **kwargs)
         except ToolkitError as error:
             print_error(str(error))
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as interrupt:
-            typer.echo(str(interrupt) or "interrupted", err=True)
-            raise typer.Exit(130) from interrupt
+            typer.echo(display(str(interrupt)) or "interrupted", err=True)
+            raise typer.Exit(EXIT_CODE) from interrupt
 
     add_parameters(run, function, {"quiet": (Quiet, False)})
     group.command(name)(run)
@@ -102,7 +111,7 @@ def format_default(value: Any) -> str:
 def note(text: str) -> None:
     """Progress and notes go to stderr, unless --quiet; only results go to stdout."""
     if not quiet_notes:
-        typer.echo(text, err=True)
+        typer.echo(display(text), err=True)
 
 
 def print_error(text: str) -> None:
@@ -127,6 +136,11 @@ def run_app(app: typer.Typer) -> None:
             stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
     try:
         app()
+    except SystemExit as end:
+        if end.code == EXIT_CODE:
+            discard_output()
+            os._exit(EXIT_CODE)  # the interpreter's own end waits for all threads, and takes seconds with torch
+        raise
     except OSError as error:  # a full disk behind standard output, no room for a temporary file, ...
         with contextlib.suppress(OSError):
             print_error(str(error))

@@ -1,15 +1,24 @@
 """Files: atomic writes, opening of untrusted files, and names made safe for a terminal, JSON and CSV."""
 
+import errno
+import hashlib
 import os
+import shutil
 import stat
 import tempfile
+import time
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from toolkit.errors import ToolkitError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -18,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The contents are flushed to the disk before the rename, so a crash or a power failure leaves either the old file or
     the new one. When the block raises, the temporary file is removed and `path` is unchanged. Missing parent folders
-    are created.
+    are created, and temporary files of killed processes that wrote to `path` are removed.
 
     Raises:
         ToolkitError: the file cannot be written (read-only folder, full disk, ...), or `path` is a folder, a device
@@ -26,44 +35,163 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     try:
         if path.exists() and not path.is_file():  # the superuser's rename would replace /dev/null
-            raise ToolkitError(f"cannot write {path}: it exists and is not an ordinary file")
+            raise ToolkitError(f"cannot write {display(path)}: it exists and is not an ordinary file")
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        os.close(descriptor)
-        temporary = Path(name)
-        try:
+        remove_leftovers(path)
+        with _temporary_file(path) as temporary:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.chmod(_mode_of_new_files())
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise ToolkitError(f"cannot write {path}: {error.strerror or error}") from error
+        raise ToolkitError(f"cannot write {display(path)}: {error.strerror or error}") from error
+
+
+@contextmanager
+def create_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, and rename it to `path` when the block ends without an exception.
+
+    Raises:
+        FileExistsError: `path` exists, before the block or after it.
+        OSError: the folder cannot be created.
+    """
+    remove_leftovers(path)
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, "exists", str(path))
+    with _temporary_folder(path) as temporary:
+        yield temporary
+        temporary.chmod(_mode_of_new_files() | 0o111 & ~_umask())
+        try:
+            temporary.rename(path)
+        except OSError as error:
+            if os.path.lexists(path):  # another process was faster
+                raise FileExistsError(errno.EEXIST, "exists", str(path)) from error
+            raise
+
+
+@contextmanager
+def _temporary_file(path: Path) -> Iterator[Path]:
+    descriptor, name = tempfile.mkstemp(prefix=_temporary_prefix(path), suffix=_SUFFIX, dir=path.parent)
+    temporary = Path(name)
+    try:
+        with _in_use(descriptor):
+            yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    temporary = Path(tempfile.mkdtemp(prefix=_temporary_prefix(path), suffix=_SUFFIX, dir=path.parent))
+    try:
+        with _in_use(os.open(temporary, os.O_RDONLY)) if fcntl else nullcontext():
+            yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+_SUFFIX = ".partial"
+
+
+def _temporary_prefix(path: Path) -> str:
+    """The start of the names of temporary files for `path`, shorter than any name that the file system takes."""
+    name = path.name
+    if len(os.fsencode(name)) > 200:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return f".{name}."
+
+
+@contextmanager
+def _in_use(descriptor: int) -> Iterator[None]:
+    """Mark a temporary file or folder as in use until the block ends, or the process does."""
+    if fcntl is None:  # Windows, where an open file cannot be renamed
+        os.close(descriptor)
+        yield
+        return
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files and folders of killed processes that wrote to `path`."""
+    prefix = _temporary_prefix(path)
+    try:
+        names = [name for name in os.listdir(path.parent) if name.startswith(prefix) and name.endswith(_SUFFIX)]
+    except OSError:
+        return
+    for leftover in (path.parent / name for name in names):
+        if _is_abandoned(leftover):
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    leftover.unlink()
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether no living process uses a temporary file. On Windows a day without a change decides."""
+    try:
+        if fcntl is None:
+            return time.time() - path.lstat().st_mtime > 86_400
+        if not stat.S_ISREG(path.lstat().st_mode) and not path.is_dir():
+            return False
+        descriptor = os.open(path, _OPEN_FLAGS)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def require_writable(path: Path, *, suffix: str = "") -> None:
-    """Check before long work that a result can be written to `path`.
+    """Check before long work that a result can be written to `path`, by writing a temporary file there.
 
     Raises:
         UsageError: the name lacks `suffix`.
-        ToolkitError: `path` is not a regular file, or its folder cannot be written to.
+        ToolkitError: `path` is not a regular file, its name is too long, or its folder cannot be written to.
     """
     if not path.name.lower().endswith(suffix):
         raise UsageError(f"{display(path)} must end in {suffix}")
-    if path.exists() and not path.is_file():
+    try:
+        path.lstat()
+        exists = True
+    except FileNotFoundError:
+        exists = False
+    except (OSError, ValueError) as error:  # a name that is too long, or has a null byte
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise ToolkitError(f"cannot write {shorten(str(path))}: {reason}") from error
+    if exists and not path.is_file():
         raise ToolkitError(f"cannot write {display(path)}: it exists and is no ordinary file")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ToolkitError(f"cannot write {display(path)}: {display(folder)} is not a folder that can be written to")
+    folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+    try:
+        if not folder.is_dir():
+            raise NotADirectoryError
+        with _temporary_file(folder / path.name):
+            pass
+    except OSError as error:
+        raise ToolkitError(
+            f"cannot write {display(path)}: {display(folder)} is not a folder that can be written to"
+        ) from error
 
 
 def _mode_of_new_files() -> int:
     """The permissions of a file made by `open`; mkstemp gives access to the owner alone."""
+    return 0o666 & ~_umask()
+
+
+def _umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
-    return 0o666 & ~umask
+    return umask
 
 
 # O_NONBLOCK: opening a FIFO that replaced the file after the check must not block (POSIX; Windows has no such flag).

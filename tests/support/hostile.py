@@ -150,7 +150,7 @@ def values_of_a_checkpoint(**changes: object) -> dict[str, object]:
         "data": {"name": "demo", "train_sha256": "0" * 64},
         "epoch": 3,
         "val_accuracy": 0.5,
-        "weights": build_model("resnet20").state_dict(),
+        "weights": dict(build_model("resnet20").state_dict()),
         "training": None,
     }
     return values | changes

@@ -4,16 +4,17 @@ Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
+from toolkit.data.batches import read_batch, read_pickle
 from toolkit.data.download import Archive, Progress, fetch
 from toolkit.data.images import Images
 from toolkit.errors import ToolkitError
+from toolkit.files import display
 from toolkit.reporting import ignore
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -36,12 +37,19 @@ class Cifar:
         title: as in messages.
         archive: its files.
         class_names: in the order of the labels; of CIFAR-100 the fine ones.
+        train, test, meta: the names of the files with the images and with the class names.
+        labels, meta_names: the keys of labels and class names in them.
     """
 
     name: str
     title: str
     archive: Archive
     class_names: tuple[str, ...]
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    meta: str
+    labels: str
+    meta_names: str
 
 
 CIFAR10 = Cifar(
@@ -66,6 +74,11 @@ CIFAR10 = Cifar(
         },
     ),
     class_names=CLASS_NAMES,
+    train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+    test=("test_batch",),
+    meta="batches.meta",
+    labels="labels",
+    meta_names="label_names",
 )
 
 _FINE_NAMES = (
@@ -96,6 +109,11 @@ CIFAR100 = Cifar(
         },
     ),
     class_names=tuple(_FINE_NAMES.split()),
+    train=("train",),
+    test=("test",),
+    meta="meta",
+    labels="fine_labels",
+    meta_names="fine_label_names",
 )
 
 BY_NAME = {which.name: which for which in (CIFAR10, CIFAR100)}
@@ -116,33 +134,33 @@ def fetch_cifar(which: Cifar, folder: Path, *, progress: Progress = ignore) -> N
         ) from error
 
 
-def read_cifar(which: Cifar, folder: Path, *, train: bool, reader: Callable[..., Any] | None = None) -> Images:
-    """Read the 50,000 training or the 10,000 test images; torchvision verifies the MD5 of every file.
+def read_cifar(which: Cifar, folder: Path, *, train: bool) -> Images:
+    """Read the 50,000 training or the 10,000 test images, in the order of the files.
 
     Args:
         which: the data set.
         folder: the folder that holds the archive's folder.
         train: the training images rather than the test images.
-        reader: replaces torchvision's class.
 
     Raises:
         ToolkitError: a file is missing, damaged or not readable.
     """
-    if reader is None:
-        from torchvision import datasets  # here: this import takes a second
-
-        reader = {CIFAR10.name: datasets.CIFAR10, CIFAR100.name: datasets.CIFAR100}[which.name]
+    place, files = folder / which.archive.folder, which.archive.files
     try:
-        dataset = reader(root=folder, train=train, download=False)
-    except (RuntimeError, OSError) as error:
+        meta = read_pickle(place / which.meta, files[which.meta])
+        batches = [
+            read_batch(place / name, files[name], labels=which.labels, classes=len(which.class_names))
+            for name in (which.train if train else which.test)
+        ]
+    except ToolkitError as error:
         raise ToolkitError(
-            f"the {which.title} files in {folder / which.archive.folder} are damaged or incomplete ({error}): "
-            f"`cifar data --data {folder}` lists them, `cifar data --fetch --data {folder}` replaces them"
+            f"the {which.title} files in {display(place)} are damaged or incomplete ({error}): `cifar data --data "
+            f"{display(folder)}` lists them, `cifar data --fetch --data {display(folder)}` replaces them"
         ) from error
-    if tuple(dataset.classes) != which.class_names:
-        raise ToolkitError(f"the {which.title} files in {folder / which.archive.folder} have other class names")
-    images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()  # (N, 32, 32, 3) -> (N, 3, 32, 32)
-    return Images(images=images, labels=torch.tensor(dataset.targets, dtype=torch.int64))
+    if tuple(meta.get(which.meta_names, ())) != which.class_names:
+        raise ToolkitError(f"the {which.title} files in {display(place)} have other class names")
+    images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    return Images(images=torch.from_numpy(images), labels=torch.from_numpy(labels))
 
 
 def folder_that_holds(which: Cifar, folder: Path) -> Path:

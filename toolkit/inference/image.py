@@ -5,44 +5,51 @@ to 32x32 with Pillow's antialiased bicubic filter. A 32x32 RGB picture passes th
 first frame is read; levels of more than 8 bits are scaled to 8; color profiles are ignored.
 """
 
-import functools
+import importlib
 import io
 import math
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import IO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from toolkit.errors import ToolkitError
-from toolkit.files import display, open_regular
+from toolkit.files import display, open_regular, shorten
+from toolkit.inference.budget import MemoryBudget
+from toolkit.inference.ifd import check_cost
+from toolkit.inference.picture_structure import FORMATS, examine
+from toolkit.inference.structure import MAX_MEMORY
 
 SIDE = 32
 
-# Enough for the 108 megapixels of the largest common cameras. Decoded, that is 512 MiB; compositing transparency takes
-# three times as much.
+# Enough for the 108 megapixels of the largest common cameras.
 MAX_PIXELS = 2**27
 
 # Larger than any compressed photograph of that many pixels.
 MAX_BYTES = 256 * 2**20
 
-# Pictures above this size are decoded one at a time, so that memory does not grow with the number of threads.
+# Shared by all threads. Larger files are read one at a time, because their contents count, too.
+_memory = MemoryBudget(MAX_MEMORY)
+_LARGE_BYTES = 8 * 2**20
+_WHOLE_BYTES = 12  # a pixel, of a picture that keeps its size
+_SMALL_MEMORY = 2**20  # not counted, because counting takes time
+
+# Above this, pictures are decoded by one process alone.
 LARGE_PIXELS = 2**24
-_large_picture_lock = threading.Lock()
 
-# Pillow reads these by starting Ghostscript, opening a second file inside the first, or calling the operating system.
-_REFUSED_FORMATS = {"EPS", "IPTC", "WMF"}
+# Above this, colors are converted in bands of so many pixels, which needs less memory.
+_BAND_PIXELS = 2**20
 
-# Pillow identifies these but cannot decode them.
-_STUB_FORMATS = {"BUFR", "GRIB", "HDF5", "MPEG"}
+_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
-# Checked first: loading all of Pillow's readers takes longer than decoding a hundred small pictures.
-_COMMON_SUFFIXES = {".png", ".jpg", ".jpeg"}
+# Pillow loads the readers of the other formats by itself.
+_READERS = {"WEBP": "WebPImagePlugin", "TIFF": "TiffImagePlugin", "AVIF": "AvifImagePlugin"}
 
+_EXIF_KEYS = {"exif", "Raw profile type exif"}
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -94,9 +101,14 @@ def _read(
             raise ToolkitError(f"{name}: is empty")
         if len(source) > MAX_BYTES:
             raise ToolkitError(f"{name}: has more than {MAX_BYTES:,} bytes")
-        return _decode(io.BytesIO(source), name, max_pixels, resize=resize)
+        return _decode(source, name, max_pixels, resize=resize)
+    name = name or display(source)
     with open_regular(source, max_bytes=MAX_BYTES) as file:
-        return _decode(file, name or display(source), max_pixels, resize=resize)
+        size = os.fstat(file.fileno()).st_size
+        if size <= _LARGE_BYTES:
+            return _decode(_contents(file, name, size), name, max_pixels, resize=resize)
+        with _memory.reserve(MAX_MEMORY):
+            return _decode(_contents(file, name, size), name, max_pixels, resize=resize, reserve=False)
 
 
 def prepare(image: Image.Image) -> NDArray[np.uint8]:
@@ -105,41 +117,75 @@ def prepare(image: Image.Image) -> NDArray[np.uint8]:
     Raises:
         ToolkitError: the picture is damaged, of a refused format, or has more than `MAX_PIXELS` pixels.
     """
-    with _convert_errors("the picture"):
-        return _prepare(image, MAX_PIXELS)
+    return _prepare_opened(image)
 
 
 def prepare_picture(image: Image.Image) -> NDArray[np.uint8]:
     """As `prepare`, but at the picture's own size: uint8 `(height, width, 3)`."""
+    return _prepare_opened(image, resize=False)
+
+
+def _prepare_opened(image: Image.Image, *, resize: bool = True) -> NDArray[np.uint8]:
     with _convert_errors("the picture"):
-        return _prepare(image, MAX_PIXELS, resize=False)
+        if image.format is not None and image.format not in {*FORMATS, "MPO"}:
+            raise ToolkitError(f"{shorten(image.format)} files are not decoded; convert the picture to PNG or JPEG")
+        _check_pixels(image.size, MAX_PIXELS)
+        with _memory.reserve((8 if resize else _WHOLE_BYTES) * image.width * image.height):
+            return _prepare(image, resize=resize)
 
 
 def is_picture_name(name: str) -> bool:
     """Whether a file name has the suffix of a format that can be decoded here."""
-    suffix = os.path.splitext(name)[1].lower()
-    return suffix in _COMMON_SUFFIXES or suffix in picture_suffixes()
+    return os.path.splitext(name)[1].lower() in _SUFFIXES
 
 
-@functools.cache
 def picture_suffixes() -> frozenset[str]:
     """The suffixes, in lower case and with their dot, of the formats that can be decoded here."""
-    extensions = Image.registered_extensions()  # loads all of Pillow's readers
-    readable = (set(Image.OPEN) | {"MPO"}) - _REFUSED_FORMATS - _STUB_FORMATS  # MPO is opened as a JPEG
-    return frozenset(suffix for suffix, format_name in extensions.items() if format_name in readable)
+    return _SUFFIXES
 
 
-def _decode(file: IO[bytes], name: str, max_pixels: int, *, resize: bool) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    with _convert_errors(name), _open(file) as image:
-        return _prepare(image, max_pixels, resize=resize), image.size
-
-
-def _open(file: IO[bytes]) -> Image.Image:
+def _contents(file: BinaryIO, name: str, size: int) -> bytes:
     try:
-        return Image.open(file)
-    except UnidentifiedImageError:  # another thread may have been loading the readers; by now they are loaded
-        file.seek(0)
-        return Image.open(file)
+        return file.read(size)
+    except OSError as error:
+        raise ToolkitError(f"{name}: cannot be read: {error.strerror or error}") from error
+
+
+def _decode(
+    content: bytes, name: str, max_pixels: int, *, resize: bool, reserve: bool = True
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    with _convert_errors(name):
+        structure = examine(content)
+        size = structure.width, structure.height
+        _check_pixels(size, max_pixels)
+        memory = structure.memory if resize else max(structure.memory, _WHOLE_BYTES * size[0] * size[1])
+        if memory > MAX_MEMORY:
+            raise ToolkitError(
+                f"{size[0]} x {size[1]} pixels of this kind of {structure.format} file take {memory:,} bytes "
+                f"to decode, and {MAX_MEMORY:,} are the limit"
+            )
+        counted = reserve and memory > _SMALL_MEMORY
+        with (
+            _memory.reserve(memory) if counted else nullcontext(),
+            _open(content, structure.format) as image,
+        ):
+            if image.width * image.height > size[0] * size[1]:
+                raise ToolkitError(f"it has {image.width} x {image.height} pixels and declares {size[0]} x {size[1]}")
+            return _prepare(image, resize=resize, close=True), image.size
+
+
+def _open(content: bytes, format_name: str) -> Image.Image:
+    if reader := _READERS.get(format_name):
+        try:
+            importlib.import_module(f"PIL.{reader}")
+        except ImportError as error:
+            raise ToolkitError(f"{format_name} files need a newer Pillow: upgrade it, or convert to PNG") from error
+    return Image.open(io.BytesIO(content), formats=[format_name])
+
+
+def _check_pixels(size: tuple[int, int], limit: int) -> None:
+    if size[0] * size[1] > limit:
+        raise ToolkitError(f"{size[0]} x {size[1]} pixels are more than {limit:,}, the limit")
 
 
 @contextmanager
@@ -150,37 +196,79 @@ def _convert_errors(name: str) -> Iterator[None]:
     except ToolkitError as error:
         raise ToolkitError(f"{name}: {error}") from None
     except UnidentifiedImageError:
-        raise ToolkitError(f"{name}: is not a picture that Pillow can read (PNG, JPEG, GIF, WebP, ...)") from None
+        raise ToolkitError(f"{name}: is not a picture that Pillow can read: it is damaged, or of a rare kind") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ToolkitError(f"{name}: has more than {MAX_PIXELS:,} pixels, the limit") from error
     except Exception as error:  # on damaged files Pillow's readers raise anything from struct.error to KeyError
-        raise ToolkitError(f"{name}: cannot be decoded: {display(str(error)) or type(error).__name__}") from error
+        raise ToolkitError(f"{name}: cannot be decoded: {shorten(str(error)) or type(error).__name__}") from error
 
 
-def _prepare(image: Image.Image, max_pixels: int, *, resize: bool = True) -> NDArray[np.uint8]:
-    pixels = image.width * image.height
-    if pixels > max_pixels:
-        raise ToolkitError(f"{image.width} x {image.height} pixels are more than {max_pixels:,}, the limit")
-    if image.format in _REFUSED_FORMATS:
-        raise ToolkitError(f"{image.format} files are not decoded; convert the picture to PNG or JPEG")
-    with _large_picture_lock if pixels > LARGE_PIXELS else nullcontext():
-        image.load()
-        upright = _to_rgb(_rotate_upright(image))
-        return np.array(_resize_center(upright) if resize else upright)  # (32, 32, 3) or (height, width, 3)
+def _prepare(image: Image.Image, *, resize: bool = True, close: bool = False) -> NDArray[np.uint8]:
+    """The picture rule. Each step but the last treats pixels singly, so the square is cut out first: it is smaller."""
+    image.load()
+    orientation = _read_orientation(image)
+    scale = _level_scale(image) if _has_levels(image) else None
+    square = image if image.width == image.height or not resize else image.crop(_center_square(image.size, orientation))
+    if close and square is not image:
+        image.close()  # frees its pixels
+    square = _to_rgb(square, scale)
+    if orientation in _UPRIGHT:
+        square = square.transpose(_UPRIGHT[orientation])
+    if resize and square.size != (SIDE, SIDE):
+        # A square has no longer side, so its pixels are the same in every release: Pillow 13 changed the order of the
+        # two passes of `resize(box=...)`.
+        square = square.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return np.array(square)  # (32, 32, 3) or (height, width, 3)
 
 
-def _rotate_upright(image: Image.Image) -> Image.Image:
+def _read_orientation(image: Image.Image) -> int:
+    for key in image.info.keys() & _EXIF_KEYS:
+        block = image.info[key]
+        if isinstance(block, str):
+            try:
+                block = bytes.fromhex("".join(block.split("\n")[3:]))  # as Pillow reads it
+            except ValueError:
+                continue
+        if isinstance(block, bytes):
+            check_cost(block)
     try:
-        method = _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # a damaged EXIF block leaves the pixels intact
-        return image
-    return image if method is None else image.transpose(method)
+        return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _center_square(size: tuple[int, int], orientation: int) -> tuple[int, int, int, int]:
+    """The box of the center square, such that once upright its offsets are rounded down."""
+    side = min(size)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    if orientation in (2, 3, 7, 8):  # the left side becomes the right one, or the lower one
+        left = size[0] - side - left
+    if orientation in (3, 4, 6, 7):  # the upper side becomes the lower one, or the right one
+        top = size[1] - side - top
+    return left, top, left + side, top + side
+
+
+def _to_rgb(image: Image.Image, scale: tuple[float, float] | None) -> Image.Image:
     """Convert to three channels of 8 bits, with transparency composited over white."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _to_eight_bits(image)
+    if scale is None and image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.width * image.height <= _BAND_PIXELS:
+        return _band_to_rgb(image, scale)
+    whole = Image.new("RGB", image.size)
+    for box in _bands(image):
+        whole.paste(_band_to_rgb(image.crop(box), scale), box)
+    return whole
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
+
+
+def _band_to_rgb(image: Image.Image, scale: tuple[float, float] | None) -> Image.Image:
+    if scale is not None:
+        image = _to_eight_bits(image, *scale)
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")
@@ -188,13 +276,31 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return white.convert("RGB")
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Convert 16-bit, 32-bit or floating-point gray levels to mode L, or LA where one level is transparent."""
+def _has_levels(image: Image.Image) -> bool:
+    """Whether the image has gray levels of more than 8 bits."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _levels(image: Image.Image) -> NDArray[np.float32]:
     levels = np.nan_to_num(np.array(image, dtype=np.float32), nan=0.0)  # (H, W)
+    np.clip(levels, -1e30, 1e30, out=levels)  # so that the difference of two levels is finite
+    return levels
+
+
+def _level_scale(image: Image.Image) -> tuple[float, float]:
+    """The levels of black and white, from all pixels."""
+    lowest, highest = math.inf, -math.inf
+    for box in _bands(image):
+        levels = _levels(image.crop(box))
+        lowest, highest = min(lowest, float(levels.min())), max(highest, float(levels.max()))
+    return _level_range(image.mode, lowest, highest)
+
+
+def _to_eight_bits(image: Image.Image, low: float, high: float) -> Image.Image:
+    """Convert 16-bit, 32-bit or floating-point gray levels to mode L, or LA where one level is transparent."""
+    levels = _levels(image)  # (H, W)
     transparent = image.info.get("transparency")
     alpha = np.where(levels == transparent, 0, 255).astype(np.uint8) if isinstance(transparent, int) else None
-    np.clip(levels, -1e30, 1e30, out=levels)  # so that the difference of two levels is finite
-    low, high = _level_range(image.mode, float(levels.min()), float(levels.max()))
     levels -= low
     levels /= high - low
     levels *= 255
@@ -214,17 +320,3 @@ def _level_range(mode: str, lowest: float, highest: float) -> tuple[float, float
         if lowest >= 0 and highest <= white:
             return 0.0, white
     return lowest, highest if highest > lowest else math.inf  # a single level becomes black
-
-
-def _resize_center(image: Image.Image) -> Image.Image:
-    """Cut out the center square, then resize it to 32x32.
-
-    `resize(box=...)` does both in one call, but Pillow 13 changed the order of its two passes, which gives other pixels
-    for tall pictures. A square has no longer side, so its pixels are the same in every release.
-    """
-    if image.size == (SIDE, SIDE):
-        return image
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    return square.resize((SIDE, SIDE), Image.Resampling.BICUBIC)

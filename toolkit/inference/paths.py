@@ -53,7 +53,7 @@ def expand(paths: Iterable[PathLike]) -> Iterator[str | Failure]:
         if not matches:
             yield Failure(path, f"{display(path)}: no file has this name, and none matches it as a pattern")
         for match in matches:
-            yield from _pictures_at(match)
+            yield from _pictures_at(match if match != STDIN else os.path.join(os.curdir, match))
 
 
 def _matches(pattern: str) -> list[str]:
@@ -133,9 +133,14 @@ Decoded = tuple[str, NDArray[np.uint8]] | Failure
 
 def take(source: Source | Failure) -> Taken:
     """Read standard input in the calling thread: a worker that waits for input could not be interrupted."""
-    if isinstance(source, str) and source == STDIN:
+    if not (isinstance(source, str) and source == STDIN):
+        return source
+    if sys.stdin is None:  # closed by the program that started this one
+        return Failure(STDIN, "standard input: is closed")
+    try:
         return _Piped(sys.stdin.buffer.read(MAX_BYTES + 1))
-    return source
+    except (OSError, ValueError) as error:  # a folder, for example; closed since
+        return Failure(STDIN, f"standard input: cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def decode_several(sources: Sequence[Taken], *, resize: bool = True, max_pixels: int = MAX_PIXELS) -> list[Decoded]:

@@ -24,6 +24,10 @@ MAX_BYTES = 16 * 2**10
 
 MAX_COUNT = 1_000_000  # largest number of epochs, images per step, validation images
 
+# Far above any rate or penalty that trains, and far below what float32 holds.
+MAX_RATE = 1_000_000
+MIN_ALPHA, MAX_ALPHA = 1e-3, 1000  # of mixup, where float32 can still draw from its distribution
+
 
 def _key(default: Any, help: str, *, low: float | None = None, high: float = math.inf) -> Any:
     """One key of the recipe: its default, its one-line description and its range."""
@@ -37,7 +41,7 @@ class DataAugmentation:
     random_crop: bool = _key(True, "cut a random 32x32 window out of the padded image")
     crop_padding: int = _key(4, "black pixels added on each side before the crop", low=0, high=16)
     horizontal_flip: bool = _key(True, "mirror each image with probability one half")
-    mixup_alpha: float = _key(0.2, "mixup's Beta(alpha, alpha) distribution; 0 for no mixup", low=0)
+    mixup_alpha: float = _key(0.2, "mixup's Beta(alpha, alpha) distribution; 0 for no mixup", low=0, high=MAX_ALPHA)
     random_erasing: float = _key(0.0, "probability that a random rectangle of an image is erased", low=0, high=1)
     small_crop_size: int = _key(24, "side of the smaller crops of the first epochs, pixels", low=8, high=32)
     small_crop_share: float = _key(0.0, "share of the epochs that train on the smaller crops", low=0, high=1)
@@ -61,17 +65,22 @@ class Recipe:
     optimizer: Literal["SGD", "Adam", "Muon"] = _key("SGD", "optimizer")
     momentum: float = _key(0.9, "momentum of SGD and Muon; Adam's beta1", low=0, high=0.9999)
     nesterov: bool = _key(False, "SGD only: Nesterov momentum (Muon always uses it)")
-    learning_rate: float = _key(0.05, "highest learning rate of the run", low=0)
+    learning_rate: float = _key(0.05, "highest learning rate of the run", low=0, high=MAX_RATE)
     sgd_learning_rate: float = _key(
-        0.1, "Muon only: highest learning rate of biases, BatchNorm and the linear layer, trained by SGD", low=0
+        0.1,
+        "Muon only: highest learning rate of biases, BatchNorm and the linear layer, trained by SGD",
+        low=0,
+        high=MAX_RATE,
     )
     lr_schedule: Literal["cosine_annealing", "step_decay", "linear"] = _key(
         "cosine_annealing", "how the learning rate falls"
     )
     lr_milestones: tuple[int, ...] = _key((), "epochs after which step_decay multiplies the rate by lr_gamma")
     lr_gamma: float = _key(0.1, "factor of step_decay at each milestone", low=0, high=1)
-    warmup_epochs: float = _key(0.0, "epochs over which the learning rate first rises from 0", low=0)
-    weight_decay: float = _key(5e-4, "L2 penalty on convolution and linear weights; Muon: on linear weights", low=0)
+    warmup_epochs: float = _key(0.0, "epochs over which the learning rate first rises from 0", low=0, high=MAX_COUNT)
+    weight_decay: float = _key(
+        5e-4, "L2 penalty on convolution and linear weights; Muon: on linear weights", low=0, high=MAX_RATE
+    )
     dropout_rate: float = _key(0.3, "dropout before the linear layer", low=0, high=0.9999)
     label_smoothing: float = _key(0.0, "share of each label that is spread evenly over the classes", low=0, high=0.9999)
     distillation_weight: float = _key(0.0, "share of the teacher in the loss; 0 for no teacher", low=0, high=1)
@@ -311,5 +320,7 @@ def _check_combinations(recipe: Recipe, where: str) -> None:
         raise UsageError(f"{where}: early_stopping watches the validation accuracy, so run.val_size cannot be 0")
     if recipe.nesterov and (recipe.optimizer != "SGD" or recipe.momentum == 0):
         raise UsageError(f"{where}: nesterov needs optimizer SGD with a momentum above 0")
+    if 0 < recipe.data_augmentation.mixup_alpha < MIN_ALPHA:
+        raise UsageError(f"{where}: mixup_alpha must be 0, or a number from {MIN_ALPHA} to {MAX_ALPHA}")
     if recipe.optimizer == "Muon" and recipe.learning_rate == 0:
         raise UsageError(f"{where}: Muon needs a learning_rate above 0")

@@ -19,13 +19,12 @@ except ImportError as error:
         name="models",
         path=error.path,
     ) from error
+from toolkit.data.listing import MAX_CLASSES, MAX_NAME_LENGTH
 from toolkit.errors import ToolkitError
-from toolkit.files import quote, replacing
+from toolkit.files import display, quote, replacing
 from toolkit.runs.archive import are_plain, read_archive
 
 FORMAT = 1
-
-MAX_CLASSES = 1000
 
 _KINDS: dict[str, Any] = {
     "model": str,
@@ -99,6 +98,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """
     values = {field: getattr(checkpoint, field) for field in _KINDS}
     values |= {"format": FORMAT, "class_names": list(checkpoint.class_names)}
+    values["weights"] = dict(checkpoint.weights)  # a state dict carries attributes
     if checkpoint.teacher is None:
         del values["teacher"]  # the format of files before distillation
     content = io.BytesIO()  # on a full disk, torch's own error does not name the cause
@@ -114,14 +114,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ToolkitError: no such file, or not a checkpoint of this toolkit.
     """
     if not os.path.lexists(path):
-        raise ToolkitError(f"no checkpoint at {path}")
+        raise ToolkitError(f"no checkpoint at {display(path)}")
     values, sha256 = read_archive(path)
     form = values.pop("format", None) if isinstance(values, dict) else None
     if not isinstance(form, int) or form != FORMAT:
-        raise ToolkitError(f"{path} is not a checkpoint of this toolkit (format {FORMAT})")
+        raise ToolkitError(f"{display(path)} is not a checkpoint of this toolkit (format {FORMAT})")
     values.setdefault("teacher", None)
     if fault := _find_fault(values):
-        raise ToolkitError(f"{path} is not a complete checkpoint: {fault}")
+        raise ToolkitError(f"{display(path)} is not a complete checkpoint: {fault}")
     return Checkpoint(**(values | {"class_names": tuple(values["class_names"]), "sha256": sha256}))
 
 
@@ -136,14 +136,16 @@ def _find_fault(values: dict[str, Any]) -> str | None:
             return f"{name} is {_describe(values[name])}"
     training = values["training"]
     if not are_plain([values[name] for name in _KINDS if name != "training"], keys=str):
-        return "it holds values other than tensors, text and numbers, or too many"
+        return "it holds values other than tensors, printable text and numbers, or too many"
     if not are_plain([training], keys=str | int):  # optimizers number their parameters
-        return "the optimizer state holds values other than tensors, text and numbers, or too many"
+        return "the optimizer state holds values other than tensors, printable text and numbers, or too many"
     names, arguments = values["class_names"], values["model_args"]
     if not all(isinstance(name, str) and name.isprintable() for name in names) or len(set(names)) < len(names):
         return f"its class names are {quote(names)}"
     if not all(isinstance(value, int | float) for value in arguments.values()):
         return f"the arguments of its model are {quote(arguments)}"
+    if any(len(name) > MAX_NAME_LENGTH for name in names):
+        return f"a class name has more than {MAX_NAME_LENGTH} characters"
     if arguments.get("num_classes", 10) != len(names) or len(names) > MAX_CLASSES:
         return f"{len(names)} class names for {quote(arguments.get('num_classes', 10))} classes"
     if not all(isinstance(value, str) for value in values["data"].values()):

@@ -14,11 +14,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.files import display, open_regular, quote, replacing
+from toolkit.files import create_whole, display, open_regular, quote, replacing, shorten
 from toolkit.recipes.recipe import Recipe, load_recipe
 from toolkit.reporting import Note, ignore
 
 RUNS = Path("runs")
+
+MAX_NAME_BYTES = 200  # of a run's folder; file systems take 255, with a number behind the name
 
 MAX_METRICS_BYTES = 64 * 2**20  # a quarter of a million epochs
 
@@ -150,17 +152,25 @@ class RunFolder:
         with open_regular(self.summary, max_bytes=MAX_METRICS_BYTES) as file:
             content = file.read(MAX_METRICS_BYTES)
         try:
-            values: dict[str, Any] = json.loads(content)
+            values = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise ToolkitError(
-                f"{self.summary} is damaged ({display(str(error))}): remove it, and rewrite it with `cifar train "
-                f"--resume {self.path}`"
-            ) from error
+            raise self.damaged_summary(shorten(str(error))) from error
+        if not isinstance(values, dict):
+            raise self.damaged_summary(f"it holds {quote(values)}")
         return values
+
+    def damaged_summary(self, fault: str) -> ToolkitError:
+        """The error for a summary that cannot be used."""
+        return ToolkitError(
+            f"{display(self.summary)} is damaged ({fault}): remove it, and rewrite it with `cifar train --resume "
+            f"{display(self.path)}`"
+        )
 
 
 def create_run(recipe: Recipe, *, stem: str, name: str | None = None, root: Path = RUNS) -> RunFolder:
     """Create a folder under `root` that holds the recipe; an existing folder is never used.
+
+    The folder appears with the recipe in it, so that a run whose process is killed at any moment can be resumed.
 
     Args:
         recipe: written as `recipe.toml`.
@@ -176,33 +186,36 @@ def create_run(recipe: Recipe, *, stem: str, name: str | None = None, root: Path
         require_name(name)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        path = _make_folder(root, [name] if name else _numbered(stem))
+        return RunFolder(_make_folder(root, [name] if name else _numbered(stem), recipe))
     except OSError as error:
-        raise ToolkitError(f"cannot create a run folder in {root}: {error.strerror or error}") from error
-    run = RunFolder(path)
-    run.write_recipe(recipe)
-    return run
+        raise ToolkitError(f"cannot create a run folder in {display(root)}: {error.strerror or error}") from error
 
 
 def require_name(name: str) -> None:
     """Raises `UsageError` if `name` cannot be the name of a run's folder."""
-    if not re.fullmatch(r"[\w][\w.+-]*", name):
-        raise UsageError(f"{quote(name)} cannot name a run: use letters, digits, '.', '_', '+' and '-'")
+    if not re.fullmatch(r"[\w][\w.+-]*", name) or len(os.fsencode(name)) > MAX_NAME_BYTES:
+        raise UsageError(
+            f"{quote(name)} cannot name a run: use letters, digits, '.', '_', '+' and '-', at most {MAX_NAME_BYTES}"
+        )
 
 
 def _numbered(stem: str) -> list[str]:
     return [stem, *(f"{stem}-{number}" for number in range(2, 10_000))]
 
 
-def _make_folder(root: Path, names: list[str]) -> Path:
-    """Create the first folder that does not exist yet; `mkdir` decides, so two processes never share one."""
+def _make_folder(root: Path, names: list[str], recipe: Recipe) -> Path:
+    """Create the first folder that does not exist yet; the rename decides, so two processes never share one."""
     for name in names:
         try:
-            (root / name).mkdir()
+            with create_whole(root / name) as temporary:
+                RunFolder(temporary).write_recipe(recipe)
         except FileExistsError:
             continue
         return root / name
-    raise UsageError(f"the run {root / names[0]} exists: choose another --name, or --resume {root / names[0]}")
+    taken = display(root / names[0])
+    if not (root / names[0] / "recipe.toml").exists():
+        raise UsageError(f"{taken} exists: choose another --name, or remove it")
+    raise UsageError(f"the run {taken} exists: choose another --name, or --resume {taken}")
 
 
 def unfinished_run(stem: str, *, root: Path = RUNS) -> RunFolder | None:
@@ -287,4 +300,5 @@ def _modified(path: Path) -> float:
 
 def _find_in_runs(root: Path, file: str) -> list[Path]:
     """That file of every run in `root`, including runs of several seeds (`toolkit.runs.seeds`)."""
-    return [*root.glob(f"*/{file}"), *root.glob(f"*/seed*/{file}")]
+    found = [*root.glob(f"*/{file}"), *root.glob(f"*/seed*/{file}")]
+    return [path for path in found if not path.relative_to(root).parts[0].startswith(".")]  # those not yet whole

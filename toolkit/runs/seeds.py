@@ -19,7 +19,7 @@ from typing import Any
 
 from toolkit.data.dataset import DataSource, data_identity, require_same_data
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.files import replacing
+from toolkit.files import replacing, shorten
 from toolkit.recipes.recipe import Recipe, recipe_keys
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint, teacher_identity
 from toolkit.runs.folder import RUNS, RunFolder, require_name
@@ -107,7 +107,7 @@ class SeedRuns:
         """
         self.require_finished()
         summaries = [run.read_summary() for run in self.runs]
-        rows = [_figures_of(summary) for summary in summaries]
+        rows = [_figures_of(run, summary) for run, summary in zip(self.runs, summaries, strict=True)]
         common: dict[str, Any] = {}
         for name in CONDITIONS:
             values = [summary[name] for summary in summaries]
@@ -116,7 +116,7 @@ class SeedRuns:
             else:
                 for row, value in zip(rows, values, strict=True):
                     row[name] = value
-        present = [name for name in FIGURES if rows[0][name] is not None]
+        present = [name for name in FIGURES if all(row[name] is not None for row in rows)]
         figures = {name: asdict(spread(row[name] for row in rows)) for name in present}
         result = {"n": self.n, **common, "figures": figures, "seeds": rows}
         with replacing(self.summary) as temporary:
@@ -124,16 +124,28 @@ class SeedRuns:
         return result
 
 
-def _figures_of(summary: dict[str, Any]) -> dict[str, Any]:
-    """Extract the row of one seed from its `summary.json`: accuracies in [0, 1], losses in nats."""
-    best, last = summary["best"], summary["last"]
-    return {
-        "seed": summary["seed"],
-        "best_epoch": best["epoch"],
-        "best_val_accuracy": best["validation"]["accuracy"] if best["validation"] else None,
-        **{name: last[name] for name in FIGURES if name in last},
-        "training_seconds": summary["training_seconds"],
-    }
+def _figures_of(run: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
+    """Extract the row of one seed from its `summary.json`: accuracies in [0, 1], losses in nats.
+
+    Raises:
+        ToolkitError: the file lacks a value, or has one of the wrong type.
+    """
+    try:
+        best, last = summary["best"], summary["last"]
+        row = {
+            "seed": summary["seed"],
+            "best_epoch": best["epoch"],
+            "best_val_accuracy": best["validation"]["accuracy"] if best["validation"] else None,
+            **{name: last[name] for name in FIGURES if name in last},
+            "training_seconds": summary["training_seconds"],
+        }
+        missing = [name for name in CONDITIONS if name not in summary]
+    except (LookupError, TypeError) as error:
+        raise run.damaged_summary(shorten(repr(error))) from error
+    odd = [name for name in FIGURES if not isinstance(row.get(name), int | float | None)]
+    if missing or odd:
+        raise run.damaged_summary(f"{', '.join(missing + odd)} missing or not a number")
+    return row
 
 
 def begin_seeds(

@@ -11,6 +11,7 @@ from toolkit.data.dataset import DataSource, find_data
 from toolkit.data.download import Progress as DownloadProgress
 from toolkit.device import choose_device
 from toolkit.errors import UsageError
+from toolkit.interrupt import describe_interrupt
 from toolkit.recipes.recipe import Recipe, load_recipe, scale_warmup
 from toolkit.reporting import Note, ignore
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint
@@ -258,30 +259,31 @@ class _Launcher:
         suggest_fast = not resume and source.name == "cifar10" and options.recipe in (None, "reference")
         shown = self.display(recipe, epochs_done=len(run.read_metrics()), suggest_fast=suggest_fast)
         log_to_tensorboard = tensorboard_log(run.path) if options.tensorboard else contextlib.nullcontext(ignore)
-        try:
-            with shown, log_to_tensorboard as log:
 
-                def on_epoch(record: EpochRecord) -> None:
-                    log(record)
-                    shown.epoch(record)
-
-                summary = train(
-                    recipe,
-                    source=source,
-                    run=run,
-                    device=options.device,
-                    resume=resume,
-                    teacher=teacher,
-                    mode=options.step,
-                    on_epoch=on_epoch,
-                    on_progress=shown.step,
-                    note=shown.note,
-                )
-        except KeyboardInterrupt as interrupt:
+        def describe() -> str:
             epochs = len(run.read_metrics())
             state = f"{epochs} of {recipe.epochs} epochs are kept in" if epochs else "no epoch was completed in"
             command = resume_command or options.resume_command("--resume", str(run.path))
-            raise KeyboardInterrupt(f"interrupted; {state} {run.path}. Resume with: {command}") from interrupt
+            return f"interrupted; {state} {run.path}. Resume with: {command}"
+
+        with describe_interrupt(describe), shown, log_to_tensorboard as log:
+
+            def on_epoch(record: EpochRecord) -> None:
+                log(record)
+                shown.epoch(record)
+
+            summary = train(
+                recipe,
+                source=source,
+                run=run,
+                device=options.device,
+                resume=resume,
+                teacher=teacher,
+                mode=options.step,
+                on_epoch=on_epoch,
+                on_progress=shown.step,
+                note=shown.note,
+            )
         return Launched(run.path, summary, several=False)
 
 

@@ -345,7 +345,8 @@ class _Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Measure the last and the best weights in float32, draw the pictures, write and return the summary."""
-        records = self.run.read_metrics()
+        keys = {field.name for field in dataclasses.fields(EpochRecord)}
+        records = [record for record in self.run.read_metrics() if record.keys() >= keys]  # the file may be edited
         train_metrics = self._measure(self.train_images, torch.float32)
         last_validation = self._measure(self.val_images, torch.float32)
         best = load_checkpoint(self.run.best)
