@@ -267,6 +267,8 @@ def metrics_lines(metrics: "Metrics") -> str:
     """
     facts = [
         ("Accuracy", f"{metrics.accuracy:.2%} ({metrics.correct:,} of {metrics.images:,} images)"),
+        ("Macro accuracy", f"{metrics.macro_accuracy:.2%} (mean over classes)"),
+        *([("Top-5 accuracy", f"{metrics.top5_accuracy:.2%}")] if metrics.top5_accuracy is not None else []),
         ("Loss", f"{metrics.loss:.4f} nats"),
         ("Calibration error", f"{metrics.calibration_error:.4f}"),
     ]
@@ -295,17 +297,10 @@ def _lowest_accuracies(metrics: "Metrics") -> str:
 
 
 def _most_confused(metrics: "Metrics") -> str:
-    pairs = [
-        (count, true, predicted)
-        for true, counts in enumerate(metrics.confusion)
-        for predicted, count in enumerate(counts)
-        if true != predicted and count
-    ]
+    pairs = metrics.most_confused()
     if not pairs:
         return "No image was assigned to a wrong class"
-    largest = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:ROWS_SHOWN]
-    names = metrics.class_names
-    rows = [[names[true], names[predicted], f"{count:,}"] for count, true, predicted in largest]
+    rows = [[true, predicted, f"{count:,}"] for true, predicted, count in pairs[:ROWS_SHOWN]]
     title = f"Most confused pairs, {len(rows)} of {len(pairs):,}"
     return f"{title}\n{_table(['true class', 'predicted class', 'images'], rows, texts=2)}"
 

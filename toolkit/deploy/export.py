@@ -8,7 +8,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from toolkit.data.cifar import MEAN, STD
+from toolkit.data.channels import CIFAR10_STATISTICS, ChannelStatistics
 from toolkit.data.dataset import DataSource
 from toolkit.deploy import graph, quantize
 from toolkit.deploy.gate import MIN_ACCURACY, Gate, GateProvider, check_arguments
@@ -71,7 +71,8 @@ def export_onnx(
     trained = load_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     reference = prepare_reference(data, trained, note=note)
     note("building the ONNX graph")
-    model = build_graph(trained.network(), input_format=input_format, opset=opset)
+    network, statistics = trained.network(), trained.statistics
+    model = build_graph(network, statistics=statistics, input_format=input_format, opset=opset)
     calibration: dict[str, Any] | None = None
     if precision == "fp16":
         model = quantize.to_fp16(model)
@@ -119,11 +120,18 @@ def _serialize(model: ModelProto) -> bytes:
     return content
 
 
-def build_graph(network: nn.Module, *, input_format: InputFormat = "uint8-nhwc", opset: int = OPSET) -> ModelProto:
+def build_graph(
+    network: nn.Module,
+    *,
+    statistics: ChannelStatistics = CIFAR10_STATISTICS,
+    input_format: InputFormat = "uint8-nhwc",
+    opset: int = OPSET,
+) -> ModelProto:
     """Build the float32 graph of `network` with its preprocessing, without metadata.
 
     Args:
         network: float32 (N, 3, 32, 32), normalized, to logits (N, K).
+        statistics: by which the graph normalizes.
         input_format: see `export_onnx`.
         opset: one of `OPSETS`.
 
@@ -137,7 +145,7 @@ def build_graph(network: nn.Module, *, input_format: InputFormat = "uint8-nhwc",
     with quiet() as output:
         try:
             program = torch.onnx.export(
-                Deployed(network, input_format=input_format).eval(),
+                Deployed(network, statistics=statistics, input_format=input_format).eval(),
                 (example,),
                 dynamo=True,
                 opset_version=opset,
@@ -162,12 +170,12 @@ class Deployed(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, network: nn.Module, *, input_format: InputFormat) -> None:
+    def __init__(self, network: nn.Module, *, statistics: ChannelStatistics, input_format: InputFormat) -> None:
         super().__init__()
         self.network = network
         self.from_uint8 = input_format == "uint8-nhwc"
         # (x / 255 - mean) / std as one multiplication and one addition
-        mean, std = torch.tensor(MEAN, dtype=torch.float64), torch.tensor(STD, dtype=torch.float64)
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (statistics.mean, statistics.std))
         largest = 255 if self.from_uint8 else 1
         self.register_buffer("scale", (1 / (largest * std)).float().view(1, 3, 1, 1))
         self.register_buffer("shift", (-mean / std).float().view(1, 3, 1, 1))
