@@ -11,15 +11,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 from toolkit import command_line
+from toolkit.bench.commands import bench
 from toolkit.command_line import (
-    BatchSizes,
     Data,
     Device,
     GateProvider,
     Json,
     MinAccuracy,
     Provider,
-    Quick,
     Runs,
     note,
     print_error,
@@ -40,13 +39,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": shutil.get_terminal_size().columns},
 )
-bench = typer.Typer(
-    help="Time training, prediction and deployment on this machine.", no_args_is_help=True, rich_markup_mode=None
-)
 app.add_typer(bench, name="bench")
 
 command = functools.partial(command_line.command, group=app)
-bench_command = functools.partial(functools.partial, command_line.command, group=bench)
 
 
 @app.callback()
@@ -423,60 +418,6 @@ def demo(
             raise typer.Exit(exit_code)
     typer.echo(f"\nThat was the whole pipeline, on drawn pictures; all files are in {place}. On CIFAR-10:")
     typer.echo("  cifar train --recipe fast --val-size 0\n  cifar export model.onnx\n  cifar predict cat.png")
-
-
-@bench_command(name="train")
-def bench_train(
-    device: Device = "auto", batch_size: BatchSizes = None, quick: Quick = False, json_output: Json = False
-) -> None:
-    """Compare training steps with a conventional loop, on random images."""
-    from toolkit.bench.train import BATCH_SIZES
-    from toolkit.bench.train import bench_train as measure
-    from toolkit.display import benchmark_lines
-
-    result = measure(device, batch_sizes=batch_size or BATCH_SIZES, quick=quick, progress=note)
-    print_result(result.as_dict(), lambda: benchmark_lines(result), as_json=json_output)
-
-
-@bench_command(name="predict")
-def bench_predict(
-    model: Annotated[str | None, typer.Option(help="ONNX file. [default: as for `cifar predict`]")] = None,
-    pictures: Annotated[int | None, typer.Option(help="Pictures in the folder. [default: 10000]")] = None,
-    quick: Quick = False,
-    json_output: Json = False,
-) -> None:
-    """Compare `cifar predict` with a bare script and with ONNX Runtime."""
-    from toolkit.bench.predict import bench_predict as measure
-    from toolkit.display import benchmark_lines
-
-    result = measure(model, pictures=pictures, quick=quick, progress=note)
-    print_result(result.as_dict(), lambda: benchmark_lines(result), as_json=json_output)
-
-
-@bench_command(name="deploy")
-def bench_deploy(
-    models: Annotated[list[Path] | None, typer.Argument(help="ONNX files. [default: the shipped model]")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="For PyTorch. [default: the shipped checkpoint]")] = None,
-    data: Data = None,
-    batch_size: BatchSizes = None,
-    plot: Annotated[Path | None, typer.Option(help="Write a picture of the result as a PNG file.")] = None,
-    quick: Quick = False,
-    json_output: Json = False,
-) -> None:
-    """Compare ONNX Runtime with PyTorch: speed, size, memory, accuracy."""
-    from toolkit.bench.deploy import BATCH_SIZES
-    from toolkit.bench.deploy import bench_deploy as measure
-    from toolkit.display import benchmark_lines
-    from toolkit.evaluation.plots import plot_deployment
-
-    if plot is not None:
-        require_writable(plot, suffix=".png")
-    sizes = batch_size or BATCH_SIZES
-    result = measure(models or [], checkpoint=checkpoint, data=data, batch_sizes=sizes, quick=quick, progress=note)
-    print_result(result.as_dict(), lambda: benchmark_lines(result), as_json=json_output)
-    if plot is not None:
-        plot_deployment(result, plot)
-        note(f"Picture: {plot}")
 
 
 def main() -> None:

@@ -67,3 +67,19 @@ def test_predict_and_train_from_the_wheel(installed, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "demo-resnet20-seed0" / "summary.json").is_file()
     assert "leaked" not in done.stderr  # libraries that torch brings complain of that as the process ends
+
+
+def test_another_package_named_models_is_named(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/__init__.py").write_text("mine = True\n")
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.append({str(ROOT)!r}); import toolkit.training"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: {tmp_path}/models/__init__.py is another package named `models`, which Python found before this "
+        "toolkit's: run from another folder, or put the toolkit's folder first on sys.path"
+    )

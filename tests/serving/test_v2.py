@@ -97,7 +97,7 @@ def test_triton_client_reads_our_errors(client: triton.InferenceServerClient) ->
         client.infer("cifar", [tensor(np.zeros((65, 32, 32, 3), np.uint8))])
     floats = np.zeros((1, 32, 32, 3), np.float32)
     given = triton.InferInput("images", [1, 32, 32, 3], "FP32").set_data_from_numpy(floats)
-    with pytest.raises(InferenceServerException, match="the datatype UINT8, not images FP32"):
+    with pytest.raises(InferenceServerException, match="the datatype UINT8, not 'images' 'FP32'"):
         client.infer("cifar", [given])
     with pytest.raises(InferenceServerException, match="a body with a Content-Encoding is not accepted"):
         client.infer("cifar", [tensor()], request_compression_algorithm="gzip")

@@ -28,6 +28,8 @@ from toolkit.reporting import Progress as PictureProgress
 DEMO = "demo"  # the drawn set; "./demo" names a folder
 PICTURES = "pictures"  # the name of every folder and CSV file: the identity of data does not depend on their place
 
+FOUND_BY_NAME = (DEMO, cifar.CIFAR100.name)  # of a trained model's data: found again without --data, as CIFAR-10 is
+
 _CACHE = "the cache folder"
 
 

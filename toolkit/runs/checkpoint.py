@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import MODELS, ResNet, build_model
+try:
+    from models import MODELS, ResNet, build_model
+except ImportError as error:
+    raise ImportError(
+        f"{error.path} is another package named `models`, which Python found before this toolkit's: run from another "
+        "folder, or put the toolkit's folder first on sys.path",
+        name="models",
+        path=error.path,
+    ) from error
 from toolkit.data.channels import CIFAR10_STATISTICS, ChannelStatistics
 from toolkit.errors import ToolkitError
 from toolkit.files import quote, replacing

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from toolkit.data.dataset import PICTURES, DataSource, find_data
+from toolkit.data.dataset import FOUND_BY_NAME, PICTURES, DataSource, find_data
 from toolkit.data.download import Progress as DownloadProgress
 from toolkit.device import choose_device
 from toolkit.errors import UsageError
@@ -151,8 +151,8 @@ class _Launcher:
             raise UsageError("--resume resumes one run: leave out --seeds, which resumes its own runs by itself")
         if options.changes or options.name or options.teacher or options.recipe or options.init:
             raise UsageError(
-                "--resume uses the run's own recipe, teacher and initial weights: leave out --recipe, --name, --teacher, "
-                "--init and the flags of the recipe"
+                "--resume uses the run's own recipe, teacher and initial weights: leave out --recipe, --name, "
+                "--teacher, --init and the flags of the recipe"
             )
         run = open_run(name, root=options.runs)
         if run.is_finished:
@@ -246,11 +246,9 @@ class _Launcher:
         if data is None and checkpoint is not None:
             if location := location_beside(checkpoint):
                 data, skip_damaged = str(location.path), skip_damaged or location.skip_damaged
-            elif checkpoint.is_file() and (name := load_checkpoint(checkpoint).data.get("name")) in (
-                "demo",
-                "cifar100",
-            ):
-                data = name
+            elif checkpoint.is_file():
+                name = load_checkpoint(checkpoint).data.get("name")
+                data = name if name in FOUND_BY_NAME else None
         return find_data(
             data,
             skip_damaged=skip_damaged,

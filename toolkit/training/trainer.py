@@ -287,6 +287,7 @@ class _Trainer:
         """Train and validate one epoch, and write metrics and checkpoints."""
         start, processor_start = time.perf_counter(), time.process_time()
         self._seed(epoch)
+        self.step.begin_epoch(epoch)
         rate = self._run_steps(epoch, on_progress)
         loss, correct = self.step.take_sums()
         step_seconds, processor_seconds = time.perf_counter() - start, time.process_time() - processor_start
