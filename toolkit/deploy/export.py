@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from toolkit.data.channels import CIFAR10_STATISTICS, ChannelStatistics
 from toolkit.data.dataset import DataSource
 from toolkit.deploy import graph, quantize
-from toolkit.deploy.gate import MIN_ACCURACY, Gate, GateProvider, check_arguments
+from toolkit.deploy.accuracy import choose_floor
+from toolkit.deploy.gate import Gate, GateProvider, check_arguments
 from toolkit.deploy.graph import InputFormat, Precision
 from toolkit.deploy.metadata import build_metadata, write_metadata
 from toolkit.deploy.quantize import Target
@@ -33,7 +34,7 @@ def export_onnx(
     output: Path,
     *,
     data: DataSource,
-    min_accuracy: float = MIN_ACCURACY,
+    min_accuracy: float | None = None,
     precision: Precision = "fp32",
     target: Target = "cpu",
     input_format: InputFormat = "uint8-nhwc",
@@ -47,7 +48,7 @@ def export_onnx(
         checkpoint: a `.pt` file of a run, or a checkpoint from `load_checkpoint`.
         output: the ONNX file; an existing file is replaced if the model passes, and untouched if not.
         data: the data that the checkpoint was trained on.
-        min_accuracy: required accuracy on the test set, in (0, 1].
+        min_accuracy: required accuracy on the test set, in (0, 1]; None for that of the data set (`FLOORS`).
         precision: number format of the network.
         target: hardware that an int8 model is quantized for.
         input_format: "uint8-nhwc", uint8 (batch, 32, 32, 3), or "float-nchw", float32 (batch, 3, 32, 32) in [0, 1].
@@ -60,7 +61,7 @@ def export_onnx(
 
     Raises:
         Rejected: the model did not pass the gate.
-        UsageError: an argument is invalid.
+        UsageError: an argument is invalid, or the data set has no required accuracy of its own.
         ToolkitError: the checkpoint cannot be read or was trained on other data, or the file cannot be written.
     """
     check_arguments(min_accuracy=min_accuracy, provider=provider)
@@ -69,6 +70,7 @@ def export_onnx(
         raise UsageError(f"{output} is a folder: name the file, such as {output / 'model.onnx'}")
     require_writable(output)
     trained = load_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
+    min_accuracy = choose_floor(min_accuracy, data=data.name, val_accuracy=trained.val_accuracy)
     reference = prepare_reference(data, trained, note=note)
     note("building the ONNX graph")
     network, statistics = trained.network(), trained.statistics

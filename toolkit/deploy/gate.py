@@ -23,6 +23,7 @@ from toolkit.data import synthetic
 from toolkit.data.cifar import TEST_COUNT
 from toolkit.data.dataset import DataSource, require_same_data
 from toolkit.deploy import graph
+from toolkit.deploy.accuracy import FLOORS, choose_floor, wilson_interval
 from toolkit.deploy.metadata import find_mismatches, read_metadata, required_correct, unverified_keys
 from toolkit.deploy.quiet import quiet
 from toolkit.deploy.reference import (
@@ -42,12 +43,12 @@ from toolkit.inference.model_file import find_fault, read_model_bytes
 from toolkit.reporting import Note, ignore
 from toolkit.runs.checkpoint import load_checkpoint
 
-MIN_ACCURACY = 0.91  # the design's floor: 9,100 of CIFAR-10's 10,000 test images
+MIN_ACCURACY = FLOORS["cifar10"]
 
 GateProvider = Literal["cpu", "cuda"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-WHOLE_TEST_SET = {"cifar10": TEST_COUNT, "demo": synthetic.TEST_COUNT}  # images
+WHOLE_TEST_SET = {"cifar10": TEST_COUNT, "cifar100": TEST_COUNT, "demo": synthetic.TEST_COUNT}  # images
 
 # Probabilities are computed in float32 from the logits beside them: only rounding lies between the two.
 PROBABILITY_LIMIT = 1e-5
@@ -88,7 +89,7 @@ def verify(
     *,
     data: DataSource,
     checkpoint: Path | None = None,
-    min_accuracy: float = MIN_ACCURACY,
+    min_accuracy: float | None = None,
     provider: GateProvider = "cpu",
     note: Note = ignore,
 ) -> Report:
@@ -98,18 +99,19 @@ def verify(
         model: the ONNX file.
         data: the data that the model was trained on; the gate reads its whole test set.
         checkpoint: the checkpoint that the model was exported from; without it, parity with PyTorch is not checked.
-        min_accuracy: required accuracy on the test set, in (0, 1].
+        min_accuracy: required accuracy on the test set, in (0, 1]; None for that of the data set (`FLOORS`).
         provider: the provider on which ONNX Runtime must run the model.
         note: called with a few words at each stage.
 
     Raises:
         Rejected: a check failed; its `report` ends with that check.
-        UsageError: `min_accuracy` or `provider` is invalid.
+        UsageError: `min_accuracy` or `provider` is invalid, or the data set has no required accuracy of its own.
         ToolkitError: no such file, the checkpoint cannot be read or was trained on other data, or ONNX Runtime does
             not run on `provider` here.
     """
     check_arguments(min_accuracy=min_accuracy, provider=provider)
     trained = load_checkpoint(checkpoint) if checkpoint else None
+    min_accuracy = choose_floor(min_accuracy, data=data.name, val_accuracy=trained.val_accuracy if trained else None)
     gate = Gate(read_model_bytes(model), min_accuracy=min_accuracy, provider=provider)
     gate.check_file(data.class_names)
     reference = prepare_reference(data, trained, note=note)
@@ -120,9 +122,9 @@ def verify(
     return gate.report(passed=True)
 
 
-def check_arguments(*, min_accuracy: float, provider: str) -> None:
+def check_arguments(*, min_accuracy: float | None, provider: str) -> None:
     """Raises `UsageError` for a floor outside (0, 1] or an unknown provider."""
-    if not 0 < min_accuracy <= 1:  # false for NaN too
+    if min_accuracy is not None and not 0 < min_accuracy <= 1:  # false for NaN too
         raise UsageError(f"the minimum accuracy is {min_accuracy}; it must be above 0 and at most 1, such as 0.91")
     if provider not in get_args(GateProvider):
         raise UsageError(f"unknown provider {provider!r}: the providers are {', '.join(PROVIDERS)}")
@@ -332,6 +334,9 @@ class Gate:
             points = f" ({float(limits.points_lost):g} points)" if limits.points_lost is not None else ", the near ties"
             found = f"{correct:,} right, and {self.figures.reference_correct:,} by PyTorch"
             self._require(lost <= allowed, "accuracy lost", found=found, limit=f"at most {allowed:,} fewer{points}")
+        low, high = wilson_interval(correct, images)
+        self._record(test_accuracy_interval=(low, high))
+        self._report_only("accuracy, 95% interval", f"{low:.2%} to {high:.2%}", f"reported (Wilson, {images:,} images)")
         required = self.figures.required_correct or 0
         limit = f"at least {required:,} ({self.figures.min_accuracy:g})"
         self._require(correct >= required, "accuracy", found=f"{correct:,} of {images:,} right", limit=limit)

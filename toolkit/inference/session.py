@@ -46,8 +46,9 @@ _INPUT_FORMS = {
 }
 _EXPECTED = (
     "input images, uint8 (batch, 32, 32, 3) or float32 (batch, 3, 32, 32); outputs logits and probabilities, "
-    "float32 (batch, 10)"
+    "float32 (batch, K) for K classes"
 )
+_MIN_CLASSES, _MAX_CLASSES = 2, 1000
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Session:
         note: under `auto`, why an NVIDIA GPU of this machine is not used; else None.
         threads: processor threads per call.
         input_form: "uint8-nhwc" or "float-nchw", the input of the file.
-        class_names: the ten classes, in the order of the outputs.
+        class_names: one for each of the K classes, in the order of the outputs.
         metadata: the properties under `cifar.`, without that prefix; only `cifar verify` checks them.
     """
 
@@ -74,7 +75,7 @@ class Session:
     _onnx: onnxruntime.InferenceSession = field(repr=False)
 
     def logits_and_probabilities(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Run the model on uint8 RGB images (N, 32, 32, 3); return both outputs, float32 (N, 10) each.
+        """Run the model on uint8 RGB images (N, 32, 32, 3); return both outputs, float32 (N, K) each.
 
         Raises:
             UsageError: the images have another type or shape.
@@ -87,7 +88,7 @@ class Session:
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise ToolkitError(f"{display(self.path)}: the model failed: {first_line(error)}") from error
         for output in outputs:
-            if output.shape != (len(images), 10):
+            if output.shape != (len(images), len(self.class_names)):
                 raise ToolkitError(f"{display(self.path)}: returned {output.shape} for {len(images)} images")
         return cast("tuple[NDArray[np.float32], NDArray[np.float32]]", tuple(outputs))
 
@@ -123,11 +124,11 @@ def open_model(path: str | os.PathLike[str], *, provider: str = "auto", threads:
     else:
         onnx = _open_on(provider, content, options, display(path))
     try:
-        input_form = _check_interface(onnx, display(path))
+        input_form, classes = _check_interface(onnx, display(path))
         metadata = _metadata(onnx)
     except UnicodeDecodeError as error:
         raise ToolkitError(f"{display(path)}: is damaged: a name or property is not valid UTF-8 ({error})") from error
-    class_names = _class_names(metadata, display(path))
+    class_names = _class_names(metadata, classes, display(path))
     return Session(Path(path), provider, note, threads, input_form, class_names, metadata, onnx)
 
 
@@ -240,19 +241,26 @@ def _captured_output() -> Iterator[io.StringIO]:
         onnxruntime.set_default_logger_severity(_WARNING)
 
 
-def _check_interface(session: onnxruntime.InferenceSession, name: str) -> str:
-    """Return the form of the input. Raises `ToolkitError` if inputs or outputs differ from the contract."""
+def _check_interface(session: onnxruntime.InferenceSession, name: str) -> tuple[str, int]:
+    """Return the form of the input and the number of classes.
+
+    Raises:
+        ToolkitError: inputs or outputs differ from the contract.
+    """
     inputs = {value.name: (value.type, value.shape) for value in session.get_inputs()}
     outputs = {value.name: (value.type, value.shape) for value in session.get_outputs()}
     kind, shape = inputs.get("images", ("", []))
     form, one_image = _INPUT_FORMS.get(kind, ("", [-1]))
+    classes = outputs.get("logits", ("", [0]))[1][-1:]  # empty for a scalar
     if (
         set(inputs) == {"images"}
         and _is_batch_of(one_image, shape)
         and set(outputs) == {"logits", "probabilities"}
-        and all(kind == "tensor(float)" and _is_batch_of([10], shape) for kind, shape in outputs.values())
+        and all(kind == "tensor(float)" and _is_batch_of(classes, shape) for kind, shape in outputs.values())
+        and isinstance(classes[0], int)
+        and _MIN_CLASSES <= classes[0] <= _MAX_CLASSES
     ):
-        return form
+        return form, classes[0]
     found = f"inputs {_describe(inputs)}; outputs {_describe(outputs)}"
     raise ToolkitError(
         f"{name}: has another interface than the models of this toolkit. Found: {display(found)[:500]}. "
@@ -260,7 +268,7 @@ def _check_interface(session: onnxruntime.InferenceSession, name: str) -> str:
     )
 
 
-def _is_batch_of(one: list[int], shape: list[Any]) -> bool:
+def _is_batch_of(one: list[Any], shape: list[Any]) -> bool:
     return len(shape) == len(one) + 1 and not isinstance(shape[0], int) and shape[1:] == one
 
 
@@ -275,7 +283,7 @@ def _metadata(session: onnxruntime.InferenceSession) -> dict[str, str]:
     }
 
 
-def _class_names(metadata: Mapping[str, str], name: str) -> tuple[str, ...]:
+def _class_names(metadata: Mapping[str, str], classes: int, name: str) -> tuple[str, ...]:
     found = metadata.get("class_names", "")
     try:
         names = json.loads(found)
@@ -283,12 +291,12 @@ def _class_names(metadata: Mapping[str, str], name: str) -> tuple[str, ...]:
         names = None
     if (
         isinstance(names, list)
-        and len(names) == 10
+        and len(names) == classes
         and all(isinstance(label, str) and label and label.isprintable() for label in names)
-        and len(set(names)) == 10
+        and len(set(names)) == classes
     ):
         return tuple(names)
     raise ToolkitError(
-        f"{name}: does not name its ten outputs: its property {METADATA_PREFIX}class_names is "
-        f"{display(found)[:100] or 'missing'}, not a JSON list of ten different names; `cifar export` writes it"
+        f"{name}: does not name its {classes} outputs: its property {METADATA_PREFIX}class_names is "
+        f"{display(found)[:100] or 'missing'}, not a JSON list of {classes} different names; `cifar export` writes it"
     )
