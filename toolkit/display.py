@@ -243,7 +243,11 @@ def run_lines(path: Path, summary: dict[str, Any]) -> str:
     facts = [("Run", str(path)), ("Model", f"{summary['model']}, {summary['parameters']:,} parameters")]
     if best["validation"]:
         facts += [
-            ("Best epoch", f"{best['epoch']}, validation accuracy {best['validation']['accuracy']:.2%}"),
+            (
+                "Best epoch",
+                f"{best['epoch']}, validation accuracy {best['validation']['accuracy']:.2%}, macro "
+                f"{best['validation']['macro_accuracy']:.2%}",
+            ),
             (
                 "Last epoch",
                 f"{summary['epochs']}, validation accuracy {last['val_accuracy']:.2%}, training accuracy "
