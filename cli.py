@@ -206,7 +206,8 @@ def export(
     precision: Annotated[Literal["fp32", "fp16", "int8"], typer.Option(help="Number format of the model.")] = "fp32",
     target: Annotated[Literal["cpu", "gpu"], typer.Option(help="Hardware that int8 is quantized for.")] = "cpu",
     input_format: Annotated[
-        Literal["uint8-nhwc", "float-nchw"], typer.Option("--input", help="Layout of the input.")
+        Literal["uint8-nhwc", "float-nchw", "picture"],
+        typer.Option("--input", help="Layout of the input; picture: one decoded picture of any size."),
     ] = "uint8-nhwc",
     opset: Annotated[int | None, typer.Option(help="ONNX operator set. [default: the tested one]")] = None,
     provider: GateProvider = "cpu",

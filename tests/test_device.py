@@ -1,4 +1,4 @@
-"""Hardware settings of a run: threads, number formats, devices."""
+"""Devices, number formats, threads, and the note on cores that other programs use."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from toolkit.errors import UsageError
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """The numbers passed to torch.set_num_threads; torch has 8 threads, and OMP_NUM_THREADS is not set."""
+def requested(monkeypatch):
+    """Numbers of threads passed to torch, whose default is 8; OMP_NUM_THREADS is not set."""
     numbers = []
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
@@ -19,19 +19,19 @@ def asked(monkeypatch):
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(2, 2), (64, 8)])
-def test_threads_are_limited_to_the_cores_and_never_increased(monkeypatch, asked, cores, threads):
+def test_threads_are_limited_to_the_available_cores(monkeypatch, requested, cores, threads):
     monkeypatch.setattr(module, "available_cores", lambda: cores)
     use_available_cores()
-    assert asked == [threads]
+    assert requested == [threads]
 
 
-def test_omp_num_threads_takes_precedence(monkeypatch, asked):
+def test_the_number_of_threads_that_the_user_sets_is_kept(monkeypatch, requested):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     use_available_cores()
-    assert asked == []
+    assert requested == []
 
 
-def test_requested_precision_is_used():
+def test_requested_precision():
     assert choose_dtype("float32", torch.device("cpu")) == torch.float32
     assert choose_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
     assert choose_dtype("auto", torch.device("mps")) == torch.float32
@@ -42,11 +42,17 @@ def test_unknown_device():
         choose_device("gpu")
 
 
-def test_busy_cores_give_a_note():
-    cpu = torch.device("cpu")
-    note = note_on_crowded_cores(cpu, threads=2, seconds=10.0, processor_seconds=13.0)
-    assert "2 threads had only 65%" in note
-    assert "OMP_NUM_THREADS=1" in note
-    assert note_on_crowded_cores(cpu, threads=2, seconds=10.0, processor_seconds=19.0) == ""
-    assert note_on_crowded_cores(cpu, threads=1, seconds=10.0, processor_seconds=3.0) == ""
-    assert note_on_crowded_cores(torch.device("cuda"), threads=8, seconds=10.0, processor_seconds=10.0) == ""
+CPU = torch.device("cpu")
+
+
+def test_a_note_names_the_share_of_time_without_a_core():
+    assert note_on_crowded_cores(CPU, threads=2, seconds=10.0, waiting_seconds=7.0) == (
+        "other programs use the same cores: the 2 training threads waited 35% of the time for a core, "
+        "and for one another. If these programs keep running, stop the training with Ctrl-C and resume it with "
+        "OMP_NUM_THREADS=1: it may be faster"
+    )
+
+
+@pytest.mark.parametrize(("device", "waiting"), [(CPU, 0.0), (CPU, 4.9), (CPU, -1.0), (torch.device("cuda"), 15.0)])
+def test_no_note_while_the_cores_are_free_or_do_not_matter(device, waiting):
+    assert note_on_crowded_cores(device, threads=2, seconds=10.0, waiting_seconds=waiting) == ""

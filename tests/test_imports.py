@@ -24,7 +24,7 @@ ALLOWED = {  # room -> the rooms and modules of toolkit/ (or `models`) that it m
     "toolkit/data": (*BOTTOM, "cores", "inference.image"),
     "toolkit/runs": ("models", *BOTTOM, "recipes", "data"),
     "toolkit/evaluation": (*BOTTOM, "device", "inference", "data", "runs"),
-    "toolkit/training": ("models", *BOTTOM, "device", "recipes", "data", "runs", "evaluation"),
+    "toolkit/training": ("models", *BOTTOM, "cores", "device", "recipes", "data", "runs", "evaluation"),
     "toolkit/deploy": ("models", *BOTTOM, "inference", "recipes", "data", "runs", "evaluation"),
     "toolkit/doctor.py": (*BOTTOM, "inference", "data"),
     "toolkit/display.py": ("models", *BOTTOM, "recipes"),

@@ -5,10 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# Iterations of libgomp's wait loop before a thread sleeps; its own default is 300,000. Training steps of resnet20 with
-# two threads beside two busy processes: 5 to 8 images/s by default, 29 to 33 with 10,000, 45 to 72 with 1,000. Without
-# them 10,000 costs about 2%, 1,000 between 2 and 24%, measured on cores that were not quite idle.
-SPIN_COUNT = "10000"
+SPIN_COUNT = "10000"  # see limit_spinning
 
 
 def available_cores(*, root: Path = Path("/")) -> int:
@@ -23,18 +20,33 @@ def available_cores(*, root: Path = Path("/")) -> int:
 
 
 def limit_spinning() -> None:
-    """Let idle OpenMP threads of this process and its children sleep after a short spin.
+    """Make OpenMP threads that wait for one another sleep after a short spin; child processes inherit the setting.
 
-    Call it before torch is imported: libgomp, which comes with torch for Linux, reads the environment when it is loaded
-    and then no more. Other OpenMP libraries ignore the variable. Where the user set any variable of OpenMP or libgomp,
-    nothing is changed.
+    Call it before torch is imported: libgomp, the OpenMP library of torch on Linux, reads the environment once, when it
+    is loaded. Other OpenMP libraries ignore the variable. No effect if the user has set it, or OMP_WAIT_POLICY.
 
-    A training step consists of hundreds of short parallel regions, and by default a thread spins for milliseconds at
-    the end of each. If another program holds the core of one thread, the others burn their own share while they wait
-    for it. `results/busy_neighbours.py` measures the effect.
+    A training step is hundreds of short parallel regions, at the end of which the threads wait for one another. By
+    default they spin for 300,000 iterations (milliseconds) before they sleep. If another program holds the core of one
+    thread, the others waste their own share of the cores in this way. Steps of resnet20 with batch 64 on two cores:
+    741 images/s by default, 728 with 10,000 iterations, 560 with 1,000. Beside two busy processes, in three runs each:
+    168, below 30, below 30 by default; 346, 44, 374 with 10,000. `results/busy_neighbours.py` times whole commands.
     """
-    if not any(name.startswith(("OMP_", "GOMP_")) for name in os.environ):
-        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+
+
+def waiting_seconds(*, root: Path = Path("/")) -> float:
+    """Return how long the threads of this process have waited for a core while they could run, in seconds.
+
+    The sum over all threads that exist now; 0.0 where the kernel does not report it (other than Linux).
+    """
+    nanoseconds = 0
+    for path in (root / "proc/self/task").glob("*/schedstat"):
+        try:
+            nanoseconds += int(path.read_text().split()[1])
+        except (OSError, ValueError, IndexError):  # the thread has ended, or the kernel keeps no statistics
+            continue
+    return nanoseconds / 1e9
 
 
 def _control_groups(root: Path) -> Iterator[Path]:

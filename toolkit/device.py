@@ -1,4 +1,4 @@
-"""Hardware settings of a run: device, number format of the forward pass, threads and memory."""
+"""Set up torch for this machine: device, number format, threads, cuDNN and the allocator."""
 
 import ctypes
 import os
@@ -8,14 +8,16 @@ import sys
 import torch
 
 from toolkit.cores import available_cores
-from toolkit.errors import UsageError
+from toolkit.errors import UsageError, first_line
+
+CROWDED_SHARE = 0.25  # of the threads' time, spent waiting for a core: from here on training is clearly slower
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the torch device of that name; `auto` prefers CUDA, then Apple's MPS, then the CPU.
+    """Return the torch device with this name; "auto" selects CUDA if available, else MPS, else the CPU.
 
     Raises:
-        UsageError: the name is unknown, or torch cannot use the device on this machine.
+        UsageError: unknown device, or torch cannot use it on this machine.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -28,13 +30,14 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UsageError(f"cannot use the device {name!r} here: {reason}") from error
+        raise UsageError(
+            f"cannot use the device {name!r} on this machine: {first_line(error)}; `cifar doctor` lists the devices"
+        ) from error
     return device
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the number format of the forward pass; `auto` is bfloat16 on devices that compute in it natively."""
+    """Return the number format of the forward pass; "auto" selects bfloat16 if the device supports it natively."""
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
     if device.type == "cuda":
@@ -45,14 +48,14 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether the processor has AMX or AVX-512-BF16; without them, bfloat16 is emulated and slow."""
+    """Return whether the processor has AMX or AVX-512-BF16; without them bfloat16 is emulated and slow."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of the hardware, for the summary of a run."""
+    """Return the hardware's name for summaries, with the number of threads if the CPU computes."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
@@ -69,52 +72,54 @@ def _cpu_model() -> str:
 
 
 def use_available_cores() -> None:
-    """Limit torch's threads to the cores that this process may use; OMP_NUM_THREADS takes precedence.
+    """Limit torch's threads to the available cores, unless the user has set OMP_NUM_THREADS.
 
-    Torch respects the affinity, but not a container's quota: threads beyond it are throttled by the kernel.
+    Torch respects the affinity but not a container's quota; the kernel suspends the threads that exceed the quota.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
 
 
-def note_on_crowded_cores(device: torch.device, *, threads: int, seconds: float, processor_seconds: float) -> str:
-    """Return a note for a user whose training shares its cores with other programs, or "" if it does not.
+def note_on_crowded_cores(device: torch.device, *, threads: int, seconds: float, waiting_seconds: float) -> str:
+    """Return a note if other programs held the cores for much of a training epoch, else "".
 
-    At every layer, the threads wait for the one that lost its core. On idle cores the share of processor time was 0.90
-    with two threads (batch 64, `toolkit.cores.SPIN_COUNT`).
+    Threads wait for one another at each layer, so one thread can be faster than two: beside two busy processes on two
+    cores, one thread trained at 320 to 360 images/s, two at either 300 to 370 or 45 to 50 (batch 64, short spinning).
 
     Args:
-        threads: of each step.
+        device: only training on the CPU competes for cores.
+        threads: number of threads of a step.
         seconds: wall time of the steps.
-        processor_seconds: of this process during the steps, over all threads.
+        waiting_seconds: time in which threads were ready to run and had no core, summed over the threads
+            (`cores.waiting_seconds`).
     """
-    share = processor_seconds / (threads * seconds)
-    if device.type != "cpu" or threads == 1 or share > 0.75:
+    share = waiting_seconds / (threads * seconds)
+    if device.type != "cpu" or threads == 1 or share < CROWDED_SHARE:
         return ""
     return (
-        f"other programs keep the cores busy: {threads} threads had only {share:.0%} of the processor time, and wait "
-        "for one another; this run may be faster if you stop it with Ctrl-C and resume it with "
-        f"OMP_NUM_THREADS={max(1, int(share * threads))}"
+        f"other programs use the same cores: the {threads} training threads waited {share:.0%} of the time for a core, "
+        "and for one another. If these programs keep running, stop the training with Ctrl-C and resume it with "
+        f"OMP_NUM_THREADS={max(1, int((1 - share) * threads))}: it may be faster"
     )
 
 
 def let_cudnn_choose(device: torch.device) -> None:
-    """Let cuDNN time its algorithms for each shape: a run has few shapes and many steps."""
+    """Let cuDNN choose the fastest algorithm for each shape by timing them: a run has few shapes and many steps."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed activations in the process instead of returning each one to the kernel.
+    """Make glibc keep freed activations in the process instead of returning them to the kernel.
 
-    A training step frees hundreds of megabytes and allocates them again at once; by default glibc maps and unmaps
-    them, and the kernel clears every page each time. With other C libraries nothing is changed.
+    A training step frees hundreds of megabytes and allocates them again; by default glibc maps and unmaps them, and
+    the kernel clears every page each time. No effect with other C libraries.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return
     m_trim_threshold, m_mmap_threshold = -1, -3  # <malloc.h>
     libc = ctypes.CDLL(None)
-    # Bytes; only larger blocks are mapped one by one. Older releases accept at most 32 MiB.
+    # Blocks below this size in bytes come from the heap. Older releases accept at most 32 MiB.
     if not libc.mallopt(m_mmap_threshold, 1 << 30):
         libc.mallopt(m_mmap_threshold, 1 << 25)
-    libc.mallopt(m_trim_threshold, (1 << 31) - 1)  # bytes kept at the heap's end: as many as the parameter can say
+    libc.mallopt(m_trim_threshold, (1 << 31) - 1)  # bytes kept at the end of the heap: the largest int

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,8 @@ def test_the_file_is_what_the_gate_read_and_says_what_it_computed(case: Case, tm
     metadata = {item.key: item.value for item in onnx.load(output).metadata_props}
     difference = float(metadata.pop("cifar.parity_max_logit_difference"))
     assert 0 <= difference < 1e-4
+    age = datetime.now(UTC).date() - date.fromisoformat(metadata.pop("cifar.date"))
+    assert timedelta(0) <= age <= timedelta(1)  # the test may run over midnight
     test = case.source.test()
     identity = data_identity("blocks", case.source.train())
     assert {key: _plain(value) for key, value in metadata.items()} == {
@@ -203,7 +206,7 @@ def test_other_data_are_refused(case: Case, tmp_path: Path) -> None:
         ({"min_accuracy": 0}, "above 0"),
         ({"precision": "fp8"}, "valid are fp32, fp16, int8"),
         ({"target": "tpu"}, "valid are cpu, gpu"),
-        ({"input_format": "nchw"}, "valid are uint8-nhwc, float-nchw"),
+        ({"input_format": "nchw"}, "valid are uint8-nhwc, float-nchw, picture"),
         ({"opset": 17}, "valid are 18, 19, 20, 21"),
         ({"provider": "rocm"}, "the providers are cpu, cuda"),
     ],

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from toolkit.errors import ToolkitError
 from toolkit.inference import image as image_module
 from toolkit.inference import prepare, read_image
-from toolkit.inference.image import is_picture_name, picture_suffixes
+from toolkit.inference.image import is_picture_name, picture_suffixes, prepare_picture, read_picture
 
 
 def noise(height: int = 32, width: int = 32, channels: int = 3) -> NDArray[np.uint8]:
@@ -89,6 +89,21 @@ def test_exif_rotation(orientation: int, kind: str) -> None:
 
 def _with_exif(image: Image.Image, exif: Image.Exif) -> Image.Image:
     return Image.open(io.BytesIO(encoded(image, "PNG", exif=exif)))
+
+
+def test_whole_pictures_are_upright_and_over_white(tmp_path: Path) -> None:
+    drawn = Image.new("RGBA", (60, 20), (10, 20, 30, 255))
+    drawn.paste((0, 0, 0, 0), (0, 0, 30, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side: turned clockwise, the left half is the upper one
+    (tmp_path / "x.png").write_bytes(encoded(drawn, "PNG", exif=exif))
+    expected = np.full((60, 20, 3), 255, np.uint8)
+    expected[30:] = (10, 20, 30)
+    np.testing.assert_array_equal(read_picture(tmp_path / "x.png"), expected)
+    np.testing.assert_array_equal(read_picture((tmp_path / "x.png").read_bytes()), expected)
+    np.testing.assert_array_equal(prepare_picture(Image.open(tmp_path / "x.png")), expected)
+    with pytest.raises(ToolkitError, match=r"60 x 20 pixels are more than 1,000, the limit"):
+        read_picture(tmp_path / "x.png", max_pixels=1000)
 
 
 @pytest.mark.hostile

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.onnx_models import COLOURS, draw, saved, tiny_model
+from tests.support.onnx_models import COLOURS, draw, picture_model, saved, tiny_model
+from tests.support.scenes import save_formats
 from toolkit.data.cifar import CLASS_NAMES
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.inference import Classifier, Failure, Prediction, paths, pipeline
@@ -128,6 +129,43 @@ def test_arrays_and_pillow_images(classifier: Classifier, tmp_path: Path) -> Non
         LABELS[name] for name in ("red", "green", "blue", "green", "red", "red")
     ]
     assert [result.path for result in results] == ["", "", "", path, "", ""]
+
+
+def test_a_model_of_pictures_gets_them_whole_and_one_at_a_time(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Upright, over white, at their own sizes; the predictions are those of the uint8 form, but for rounding."""
+    whole = Classifier(saved(tmp_path, picture_model()), "cpu", threads=2)
+    files = save_formats(tmp_path / "pictures")
+    Image.new("RGB", (70, 50), COLOURS["green"]).save(tmp_path / "pictures" / "wide.png")
+    sources = [
+        *files.values(),
+        tmp_path / "pictures" / "wide.png",
+        np.zeros((3, 9, 3), np.uint8),
+        Image.new("L", (8, 2)),
+    ]
+    seen: list[tuple[int, ...]] = []
+    run = Session.logits_and_probabilities
+
+    def recording(session: Session, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        seen.append(images.shape)
+        return run(session, images)
+
+    expected = classifier.predict(sources, top=10)
+    monkeypatch.setattr(Session, "logits_and_probabilities", recording)
+    found = whole.predict(sources, top=10)
+    assert [len(shape) for shape in seen] == [4] * len(sources)
+    assert seen[list(files).index("rotated.jpg")][:3] == (1, 240, 240)
+    assert seen[-3:] == [(1, 50, 70, 3), (1, 3, 9, 3), (1, 2, 8, 3)]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.path, ours.label) == (theirs.path, theirs.label)
+        assert dict(ours.top) == pytest.approx(dict(theirs.top), abs=0.01)
+
+
+def test_a_bad_file_leaves_a_model_of_pictures_running(tmp_path: Path) -> None:
+    good, bad = draw(tmp_path / "a.png", "blue"), str(tmp_path / "missing.png")
+    results = Classifier(saved(tmp_path, picture_model()), "cpu").stream([good, bad, good])
+    assert [type(result) for result in results] == [Prediction, Failure, Prediction]
 
 
 def test_a_single_picture_needs_no_list(classifier: Classifier, tmp_path: Path) -> None:

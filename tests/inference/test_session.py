@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.support.onnx_models import external, saved, tiny_model
+from tests.support.onnx_models import external, picture_model, saved, tiny_model
 from toolkit.data.cifar import CLASS_NAMES
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.inference import find_model, open_model
@@ -35,6 +35,20 @@ def test_both_input_forms_take_the_same_pictures(tmp_path: Path, float_nchw: boo
     np.testing.assert_allclose(probabilities, np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True), rtol=1e-3)
     assert logits.dtype == probabilities.dtype == np.float32
     assert session.input_form == ("float-nchw" if float_nchw else "uint8-nhwc")
+
+
+def test_a_model_of_pictures_takes_any_size(tmp_path: Path) -> None:
+    session = open_model(saved(tmp_path, picture_model()), provider="cpu")
+    assert (session.input_form, session.takes_pictures) == ("picture", True)
+    np.testing.assert_allclose(session.logits_and_probabilities(PICTURES)[0], LOGITS, rtol=1e-4)
+    stripes = np.zeros((2, 10, 30, 3), np.uint8)
+    stripes[0, :, 10:20] = 200  # the center square
+    logits, probabilities = session.logits_and_probabilities(stripes)
+    np.testing.assert_allclose(logits, np.repeat([[20], [0]], 10, axis=1), rtol=1e-4)
+    np.testing.assert_allclose(probabilities, np.full((2, 10), 0.1), rtol=1e-4)
+    for empty in (stripes[:, :0], stripes[:, :, :0], stripes[0], stripes.astype(np.float32)):
+        with pytest.raises(UsageError, match=r"must be uint8 \(N, height, width, 3\), not"):
+            session.logits_and_probabilities(empty)
 
 
 def test_what_a_session_says(tmp_path: Path) -> None:
@@ -258,6 +272,15 @@ def test_external_data_is_rejected_in_subgraphs_functions_and_sparse_tensors(tmp
     for model in (in_branch, in_function, sparse):
         with pytest.raises(ToolkitError, match="contains (the operator If|weights|a function|a sparse tensor)"):
             read_model(saved(tmp_path, model))
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("operator", ["ReduceMin", "Resize", "Slice"])
+def test_operators_of_the_picture_rule_stand_once(tmp_path: Path, operator: str) -> None:
+    model = picture_model()
+    model.graph.node.append(next(node for node in model.graph.node if node.op_type == operator))
+    with pytest.raises(ToolkitError, match=f"contains the operator {operator} twice"):
+        read_model(saved(tmp_path, model))
 
 
 def test_the_word_location_alone_is_no_external_data(tmp_path: Path) -> None:

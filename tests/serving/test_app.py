@@ -8,7 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.serving import Address, picture, serving, wait_until
+from tests.support.onnx_models import picture_model, saved
+from tests.support.serving import Address, picture, served_model, serving, wait_until
 from toolkit.inference import Classifier, Failure, Prediction
 from toolkit.inference.output_format import format_predictions
 from toolkit.serving.model import Picture, ServedModel
@@ -37,6 +38,13 @@ def test_a_form_answers_as_cifar_predict_does(server: Address, model_file: Path,
     predictions = Classifier(model_file, "cpu").predict(paths, top=3)
     expected = json.loads("\n".join(format_predictions(predictions, "json", top=3)))
     assert response.json() == [entry | {"path": name} for entry, name in zip(expected, files, strict=True)]
+
+
+def test_a_model_of_pictures_answers_the_same(server: Address, tmp_path: Path) -> None:
+    content = picture("blue", (70, 50))
+    with serving(served_model(saved(tmp_path, picture_model()))) as own:
+        answers = [httpx.post(f"{each.url}/predict?top=10", content=content).json() for each in (own, server)]
+    assert answers[0] == answers[1]
 
 
 def test_a_bad_picture_has_its_own_error_and_the_rest_is_predicted(server: Address) -> None:

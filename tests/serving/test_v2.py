@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
-from tests.support.onnx_models import saved, tiny_model
+from tests.support.onnx_models import picture_model, saved, tiny_model
 from tests.support.serving import Address, served_model, serving
 from toolkit import __version__
 from toolkit.serving.model import ServedModel
@@ -81,8 +81,9 @@ def test_triton_client_asks_for_one_output(client: triton.InferenceServerClient)
     assert [output["name"] for output in result.get_response()["outputs"]] == ["logits"]
 
 
-def test_a_model_that_takes_floats_is_served_with_the_same_input(tmp_path: Any) -> None:
-    model = served_model(saved(tmp_path, tiny_model(float_nchw=True)))
+@pytest.mark.parametrize("content", [tiny_model(float_nchw=True), picture_model()], ids=["float-nchw", "picture"])
+def test_a_model_of_another_input_form_is_served_with_the_same_input(content: Any, tmp_path: Any) -> None:
+    model = served_model(saved(tmp_path, content))
     with serving(model) as server, triton.InferenceServerClient(f"127.0.0.1:{server.port}") as client:
         logits = client.infer("cifar", [tensor()]).as_numpy("logits")
     np.testing.assert_array_equal(logits, model.session.logits_and_probabilities(IMAGES)[0])

@@ -49,6 +49,13 @@ def tiny_model(
     return model
 
 
+def picture_model(**options: Any) -> onnx.ModelProto:
+    """`tiny_model` behind the picture rule as `cifar export --input picture` writes it."""
+    from toolkit.deploy.picture_input import prepend_picture_input
+
+    return prepend_picture_input(tiny_model(**options))
+
+
 def saved(folder: Path, model: onnx.ModelProto) -> Path:
     path = folder / "model.onnx"
     path.write_bytes(model.SerializeToString())

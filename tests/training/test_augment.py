@@ -7,7 +7,7 @@ from torchvision.transforms import functional as tv
 
 from toolkit.data.channels import normalize
 from toolkit.data.cifar import MEAN, STD
-from toolkit.training.augment import alternate_flips, crop_and_flip, mixup, padded, random_erasing
+from toolkit.training.augment import crop_and_flip, mixup, padded, random_erasing
 
 
 def random_images(count: int) -> torch.Tensor:
@@ -63,23 +63,6 @@ def test_offsets_and_flips_differ_within_a_batch():
     same = torch.zeros(64, dtype=torch.int64)
     batch = crop_and_flip(padded(image, 4), same, size=32, random_crop=True, horizontal_flip=True)
     assert len({window.contiguous().numpy().tobytes() for window in batch}) > 30
-
-
-def test_alternating_flips_show_each_image_both_ways_in_two_epochs():
-    first, second, third = (alternate_flips(1000, seed=0, epoch=epoch) for epoch in (1, 2, 3))
-    assert torch.equal(first, ~second)
-    assert torch.equal(first, third)
-    assert 400 < first.sum() < 600
-    assert not torch.equal(first, alternate_flips(1000, seed=1, epoch=1))
-
-
-def test_chosen_images_are_mirrored():
-    images, order = random_images(10), torch.tensor([3, 1, 4, 1, 5])
-    mirrored = torch.zeros(10, dtype=torch.bool)
-    mirrored[[1, 4]] = True
-    batch = crop_and_flip(padded(images, 4), order, size=32, random_crop=False, horizontal_flip=True, mirrored=mirrored)
-    expected = [images[i].flip(2) if i in (1, 4) else images[i] for i in order.tolist()]
-    assert torch.equal(batch, torch.stack(expected))
 
 
 def test_normalize_equals_torchvision():

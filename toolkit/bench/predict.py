@@ -67,8 +67,9 @@ def bench_predict(
     if pictures < 1:
         raise UsageError(f"the folder needs at least 1 picture, not {pictures}")
     path = find_model(model).resolve()
-    if open_model(path, provider="cpu").input_form != "uint8-nhwc":
-        raise ToolkitError(f"{path}: takes float pictures; the comparison needs a model exported with uint8-nhwc")
+    form = open_model(path, provider="cpu").input_form
+    if form != "uint8-nhwc":
+        raise ToolkitError(f"{path}: has the input form {form}; the comparison needs a model exported with uint8-nhwc")
     single_rounds, folder_rounds = QUICK_ROUNDS if quick else (SINGLE_ROUNDS, FOLDER_ROUNDS)
     with tempfile.TemporaryDirectory(prefix="cifar-bench-") as folder:
         progress(f"drawing {pictures:,} pictures")

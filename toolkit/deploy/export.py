@@ -15,6 +15,7 @@ from toolkit.deploy.accuracy import choose_floor
 from toolkit.deploy.gate import Gate, GateProvider, check_arguments
 from toolkit.deploy.graph import InputFormat, Precision
 from toolkit.deploy.metadata import build_metadata, write_metadata
+from toolkit.deploy.picture_input import prepend_picture_input
 from toolkit.deploy.quantize import Target
 from toolkit.deploy.quiet import quiet
 from toolkit.deploy.reference import prepare_reference
@@ -51,7 +52,8 @@ def export_onnx(
         min_accuracy: required accuracy on the test set, in (0, 1]; None for that of the data set (`FLOORS`).
         precision: number format of the network.
         target: hardware that an int8 model is quantized for.
-        input_format: "uint8-nhwc", uint8 (batch, 32, 32, 3), or "float-nchw", float32 (batch, 3, 32, 32) in [0, 1].
+        input_format: "uint8-nhwc", uint8 (batch, 32, 32, 3), "float-nchw", float32 (batch, 3, 32, 32) in [0, 1], or
+            "picture", uint8 (height, width, 3), one picture of any size.
         opset: version of the ONNX operators.
         provider: the provider on which the gate runs the model.
         note: called with a few words at each stage.
@@ -73,8 +75,10 @@ def export_onnx(
     min_accuracy = choose_floor(min_accuracy, data=data.name, val_accuracy=trained.val_accuracy)
     reference = prepare_reference(data, trained, note=note)
     note("building the ONNX graph")
+    takes_picture = input_format == "picture"
+    network_input = "uint8-nhwc" if takes_picture else input_format
     network, statistics = trained.network(), trained.statistics
-    model = build_graph(network, statistics=statistics, input_format=input_format, opset=opset)
+    model = build_graph(network, statistics=statistics, input_format=network_input, opset=opset)
     calibration: dict[str, Any] | None = None
     if precision == "fp16":
         model = quantize.to_fp16(model)
@@ -82,6 +86,8 @@ def export_onnx(
         images = quantize.calibration_images(reference.train)
         note(f"calibrating int8 on {len(images):,} training images")
         model, calibration = quantize.to_int8(model, images, target=target)
+    if takes_picture:
+        model = prepend_picture_input(model)
     gate = Gate(_serialize(model), min_accuracy=min_accuracy, provider=provider)
     gate.check_file(data.class_names)
     gate.check_outputs(reference, note=note)
@@ -134,13 +140,13 @@ def build_graph(
     Args:
         network: float32 (N, 3, 32, 32), normalized, to logits (N, K).
         statistics: by which the graph normalizes.
-        input_format: see `export_onnx`.
+        input_format: "uint8-nhwc" or "float-nchw", see `export_onnx`.
         opset: one of `OPSETS`.
 
     Raises:
         ToolkitError: the exporter failed, or wrote another opset.
     """
-    _, shape = graph.INPUTS[input_format]
+    shape = graph.INPUTS[input_format].shape
     # Two images, because the exporter takes a batch of one for a constant.
     dtype = torch.uint8 if input_format == "uint8-nhwc" else torch.float32
     example = torch.zeros(2, *map(int, shape[1:]), dtype=dtype)

@@ -1,7 +1,8 @@
 """The gate: an ONNX file passes every check, in a fixed order, or is rejected with the figure that failed.
 
-The order: valid ONNX; names, types and shapes; finite outputs; logits and labels against PyTorch over random images and
-the whole test set; accuracy; metadata. The gate believes only what it computes.
+The order: valid ONNX; names, types and shapes; pixels against the picture rule if that is inside the graph; finite
+outputs; logits and labels against PyTorch over random images and the whole test set; accuracy; metadata. The gate
+believes only what it computes.
 """
 
 import dataclasses
@@ -25,6 +26,9 @@ from toolkit.data.dataset import DataSource, require_same_data
 from toolkit.deploy import graph
 from toolkit.deploy.accuracy import FLOORS, choose_floor, wilson_interval
 from toolkit.deploy.metadata import find_mismatches, read_metadata, required_correct, unverified_keys
+from toolkit.deploy.odd_pictures import draw_pictures
+from toolkit.deploy.picture_input import expose_pixels
+from toolkit.deploy.pixel_check import LEVEL_LIMIT, PICTURE_LOGIT_LIMIT, compare_pixels
 from toolkit.deploy.quiet import quiet
 from toolkit.deploy.reference import (
     RANDOM_BATCHES,
@@ -205,7 +209,7 @@ class Gate:
         )
         limit = "every key present, with the computed value"
         self._require(not found, "metadata", found="; ".join(found[:3]) or "as computed", limit=limit)
-        unverified = unverified_keys(with_checkpoint=reference.checkpoint is not None)
+        unverified = unverified_keys(read_metadata(self.model), with_checkpoint=reference.checkpoint is not None)
         self._report_only("metadata not verified", ", ".join(unverified), "nothing to compare with")
 
     def _record(self, **figures: Any) -> None:
@@ -229,14 +233,16 @@ class Gate:
         The declared shapes were checked before; these are the actual ones.
         """
         session = self._open()
-        rest = len(images) - RANDOM_COUNT
-        sizes = [*RANDOM_BATCHES, *[TEST_BATCH] * (rest // TEST_BATCH), *[rest % TEST_BATCH] * (rest % TEST_BATCH > 0)]
+        if self.figures.input == "picture":
+            self._check_pixels(session)
+        sizes = self._batch_sizes(len(images))
         results = []
-        name, limit = "batch sizes", f"one row of {classes} per image, for any number of images"
+        name, limit = "batch sizes", f"one row of {classes} per image"
+        if self.figures.input != "picture":
+            limit += ", for any number of images"
         for batch in np.split(images, np.cumsum(sizes)[:-1]):
-            feed = batch if self.figures.input == "uint8-nhwc" else to_pixels(batch).numpy()
             try:
-                outputs = session.run([graph.LOGITS, graph.PROBABILITIES], {graph.IMAGES: feed})
+                outputs = session.run([graph.LOGITS, graph.PROBABILITIES], self._feed(batch))
             except Exception as error:  # ONNX Runtime's errors have no common base
                 self._reject(name, found=f"with {len(batch)} images: {first_line(error)}", limit=limit)
             if wrong := [output.shape for output in outputs if output.shape != (len(batch), classes)]:
@@ -246,8 +252,53 @@ class Gate:
         logits, probabilities = (np.concatenate(outputs) for outputs in zip(*results, strict=True))
         return logits, probabilities
 
+    def _batch_sizes(self, images: int) -> list[int]:
+        """How many images each call receives; one, where the file takes one picture."""
+        if self.figures.input == "picture":
+            return [1] * images
+        rest = images - RANDOM_COUNT
+        return [*RANDOM_BATCHES, *[TEST_BATCH] * (rest // TEST_BATCH), *[rest % TEST_BATCH] * (rest % TEST_BATCH > 0)]
+
+    def _feed(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """uint8 (N, 32, 32, 3) as the input of the file."""
+        if self.figures.input == "picture":
+            return {graph.PICTURE: batch[0]}
+        return {graph.IMAGES: batch if self.figures.input == "uint8-nhwc" else to_pixels(batch).numpy()}
+
+    def _check_pixels(self, session: onnxruntime.InferenceSession) -> None:
+        """Compare the pixels that the graph makes of drawn pictures with the picture rule.
+
+        A copy of the graph gives the pixels out. That the network receives the same ones is seen from its logits.
+        """
+        assert self.model is not None
+        copy = self._start(expose_pixels(self.model).SerializeToString())
+        name, limit = "pixels", f"at most {LEVEL_LIMIT} level from the picture rule; 32x32 pictures unchanged"
+        try:
+            found = compare_pixels(
+                pixels_of=lambda picture: copy.run([graph.IMAGES], {graph.PICTURE: picture})[0][0],
+                logits_of=lambda picture: session.run([graph.LOGITS], {graph.PICTURE: picture})[0],
+                pictures=draw_pictures(),
+            )
+        except Exception as error:  # ONNX Runtime's errors have no common base
+            self._reject(name, found=first_line(error), limit=limit)
+        self._record(
+            pixels_compared=found.compared,
+            pixels_differing=found.differing,
+            largest_pixel_difference=found.largest,
+        )
+        self._require(found.largest <= LEVEL_LIMIT and not found.changed, name, found=str(found), limit=limit)
+        difference, limit = f"{found.logits:.2g} from those of their 32x32 pixels", f"at most {PICTURE_LOGIT_LIMIT:g}"
+        self._require(found.logits <= PICTURE_LOGIT_LIMIT, "logits, drawn pictures", found=difference, limit=limit)
+
     def _open(self) -> onnxruntime.InferenceSession:
-        """Open a session on the requested provider and on no other.
+        """Open the file on the requested provider and on no other."""
+        session = self._start(self.content)
+        limit = f"the model opens with {PROVIDERS[self.figures.provider]}"
+        self._require(True, "ONNX Runtime", found=onnxruntime.__version__, limit=limit)
+        return session
+
+    def _start(self, content: bytes) -> onnxruntime.InferenceSession:
+        """A session of `content` on the requested provider.
 
         Not through `toolkit.inference`: a mistake there must not hide from the gate.
         """
@@ -267,7 +318,7 @@ class Gate:
             with_options = [(provider, {"use_tf32": "0"})]  # TF32 rounds to 11 bits, so it is not float32
         limit = f"the model opens with {provider}"
         try:
-            session = onnxruntime.InferenceSession(self.content, options, providers=with_options)
+            session = onnxruntime.InferenceSession(content, options, providers=with_options)
         except Exception as error:  # ONNX Runtime's errors have no common base
             self._reject("ONNX Runtime", found=first_line(error), limit=limit)
         if session.get_providers()[0] != provider:
@@ -275,7 +326,6 @@ class Gate:
                 f"{provider} was requested, and ONNX Runtime fell back to {_first_few(session.get_providers())}; "
                 "`cifar doctor` shows what is missing"
             )
-        self._require(True, "ONNX Runtime", found=onnxruntime.__version__, limit=limit)
         return session
 
     def _check_values(self, logits: Float32, probabilities: Float32) -> None:

@@ -1,6 +1,7 @@
 """The ONNX graph, read without running it: validity, interface, precision; and its reduction to what runtimes need."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import onnx
@@ -11,16 +12,27 @@ from toolkit import __version__
 from toolkit.errors import first_line
 from toolkit.inference.model_file import STANDARD_DOMAINS
 
-IMAGES, LOGITS, PROBABILITIES = "images", "logits", "probabilities"
+IMAGES, PICTURE, LOGITS, PROBABILITIES = "images", "picture", "logits", "probabilities"
 BATCH = "batch"
 
-InputFormat = Literal["uint8-nhwc", "float-nchw"]
+InputFormat = Literal["uint8-nhwc", "float-nchw", "picture"]
 Precision = Literal["fp32", "fp16", "int8"]
 
-# Element type and shape of the input.
-INPUTS: dict[InputFormat, tuple[int, tuple[str | int, ...]]] = {
-    "uint8-nhwc": (TensorProto.UINT8, (BATCH, 32, 32, 3)),
-    "float-nchw": (TensorProto.FLOAT, (BATCH, 3, 32, 32)),
+
+@dataclass(frozen=True)
+class Input:
+    """The only input of a graph, and the first dimension of its outputs."""
+
+    name: str
+    elem_type: int
+    shape: tuple[str | int, ...]
+    rows: str | int
+
+
+INPUTS: dict[InputFormat, Input] = {
+    "uint8-nhwc": Input(IMAGES, TensorProto.UINT8, (BATCH, 32, 32, 3), BATCH),
+    "float-nchw": Input(IMAGES, TensorProto.FLOAT, (BATCH, 3, 32, 32), BATCH),
+    "picture": Input(PICTURE, TensorProto.UINT8, ("height", "width", 3), 1),
 }
 
 
@@ -50,11 +62,14 @@ def opset_of(model: ModelProto) -> int:
 
 
 def input_format_of(model: ModelProto) -> InputFormat | None:
-    """The input format by the element type of the only input; None for any other."""
+    """The input format: "picture" by the name of the only input, others by its element type; None for any other."""
     if len(model.graph.input) != 1:
         return None
-    elem_type = model.graph.input[0].type.tensor_type.elem_type
-    return next((name for name, (known, _) in INPUTS.items() if known == elem_type), None)
+    value = model.graph.input[0]
+    if value.name == PICTURE:
+        return "picture"
+    elem_type = value.type.tensor_type.elem_type
+    return next((name for name, known in INPUTS.items() if known.elem_type == elem_type), None)
 
 
 def describe_interface(model: ModelProto) -> str:
@@ -64,9 +79,9 @@ def describe_interface(model: ModelProto) -> str:
 
 def required_interface(input_format: InputFormat, *, classes: int) -> str:
     """The line that `describe_interface` returns for a model that keeps the contract."""
-    elem_type, shape = INPUTS[input_format]
-    outputs = [_describe(name, TensorProto.FLOAT, (BATCH, classes)) for name in (LOGITS, PROBABILITIES)]
-    return _join([_describe(IMAGES, elem_type, shape)], outputs)
+    known = INPUTS[input_format]
+    outputs = [_describe(name, TensorProto.FLOAT, (known.rows, classes)) for name in (LOGITS, PROBABILITIES)]
+    return _join([_describe(known.name, known.elem_type, known.shape)], outputs)
 
 
 def precision_of(model: ModelProto) -> Precision:

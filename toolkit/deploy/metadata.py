@@ -3,14 +3,17 @@
 import json
 import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 from onnx import ModelProto
 
 from toolkit import __version__
 from toolkit.deploy.graph import parse
+from toolkit.deploy.picture_input import TESTED_RUNTIME
 from toolkit.deploy.reference import Reference
 from toolkit.deploy.report import Figures
 from toolkit.evaluation.evaluate import parse_identity
@@ -25,7 +28,9 @@ FROM_DATA = ("class_names", "precision", "input", "data", "test_sha256", "test_i
 FROM_CHECKPOINT = ("model", "recipe", "val_accuracy", "checkpoint_sha256")
 MEASURED = ("test_correct", "test_accuracy", "min_accuracy", "parity_max_logit_difference", "parity_differing_labels")
 KEYS = (*FROM_DATA, *FROM_CHECKPOINT, *MEASURED, "toolkit_version")
+DATE = "date"  # of the export, UTC; files of earlier releases have none
 CALIBRATION = "calibration"  # only of int8 models
+RUNTIMES = "runtimes"  # only of the input form "picture": those in which its pixels were compared with the picture rule
 
 
 def read_metadata(model: ModelProto) -> dict[str, str]:
@@ -57,7 +62,10 @@ def build_metadata(
         "test_accuracy": format_accuracy(figures.test_correct or 0, figures.test_images or 1),
         "min_accuracy": str(figures.min_accuracy),
         "toolkit_version": __version__,
+        DATE: datetime.now(UTC).date().isoformat(),
     }
+    if figures.input == "picture":
+        values[RUNTIMES] = json.dumps([f"onnxruntime {onnxruntime.__version__}", TESTED_RUNTIME])
     if reference.checkpoint:
         values |= _from_checkpoint(reference.checkpoint)
         values["parity_max_logit_difference"] = f"{figures.max_logit_difference:.3g}"
@@ -79,9 +87,9 @@ def find_mismatches(
         logit_slack: how much the largest logit difference may vary from machine to machine.
         image_slack: how many test images may change their label from machine to machine.
     """
-    required = {*KEYS, CALIBRATION} if figures.precision == "int8" else set(KEYS)
+    required = _required_keys(figures)
     found = [f"{METADATA_PREFIX}{key} is missing" for key in sorted(required - metadata.keys())]
-    found += [f"{METADATA_PREFIX}{key} is unknown" for key in sorted(metadata.keys() - required)]
+    found += [f"{METADATA_PREFIX}{key} is unknown" for key in sorted(metadata.keys() - required - {DATE})]
     if found:
         return found
     computed = build_metadata(figures, reference)
@@ -103,12 +111,21 @@ def find_mismatches(
     return found
 
 
-def unverified_keys(*, with_checkpoint: bool) -> tuple[str, ...]:
+def _required_keys(figures: Figures) -> set[str]:
+    keys = set(KEYS)
+    if figures.precision == "int8":
+        keys.add(CALIBRATION)
+    if figures.input == "picture":
+        keys.add(RUNTIMES)
+    return keys
+
+
+def unverified_keys(metadata: Mapping[str, str], *, with_checkpoint: bool) -> tuple[str, ...]:
     """The keys that the gate can compare with nothing: with the checkpoint, only how the file was made."""
-    provenance = ("toolkit_version", CALIBRATION)
-    if with_checkpoint:
-        return provenance
-    return (*FROM_CHECKPOINT, "parity_max_logit_difference", "parity_differing_labels", *provenance)
+    keys: tuple[str, ...] = ("toolkit_version", DATE, CALIBRATION, RUNTIMES)
+    if not with_checkpoint:
+        keys = (*FROM_CHECKPOINT, "parity_max_logit_difference", "parity_differing_labels", *keys)
+    return tuple(key for key in keys if key in metadata)
 
 
 def required_correct(min_accuracy: float, images: int) -> int:

@@ -35,7 +35,7 @@ class Figures:
         sha256: of the file.
         opset: version of the standard operators.
         precision: "fp32", "fp16" or "int8", by the contents of the graph.
-        input: "uint8-nhwc" or "float-nchw".
+        input: "uint8-nhwc", "float-nchw" or "picture".
         test_images: size of the test set.
         test_correct: test images that the model classifies correctly.
         test_accuracy: in [0, 1].
@@ -45,6 +45,9 @@ class Figures:
         reference_correct: test images that PyTorch classifies correctly, in float32.
         max_logit_difference: from PyTorch's logits, over the random and the test images.
         differing_labels: test images that the model and PyTorch label differently.
+        pixels_compared: values of drawn pictures that the graph resized (input "picture" only, as the next two).
+        pixels_differing: those of them that differ from the picture rule of `toolkit.inference.image`.
+        largest_pixel_difference: in levels of 0 to 255.
     """
 
     provider: str
@@ -63,6 +66,9 @@ class Figures:
     reference_correct: int | None = None
     max_logit_difference: float | None = None
     differing_labels: int | None = None
+    pixels_compared: int | None = None
+    pixels_differing: int | None = None
+    largest_pixel_difference: int | None = None
 
 
 @dataclass(frozen=True)

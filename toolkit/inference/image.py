@@ -71,19 +71,32 @@ def read_image(
     return read_image_and_size(source, name=name, max_pixels=max_pixels)[0]
 
 
+def read_picture(
+    source: str | os.PathLike[str] | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """As `read_image`, but at the picture's own size: uint8 `(height, width, 3)`, RGB, upright, over white."""
+    return _read(source, name, max_pixels, resize=False)[0]
+
+
 def read_image_and_size(
     source: str | os.PathLike[str] | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """As `read_image`, with the picture's own width and height in pixels."""
+    return _read(source, name, max_pixels)
+
+
+def _read(
+    source: str | os.PathLike[str] | bytes, name: str | None, max_pixels: int, *, resize: bool = True
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     if isinstance(source, bytes):
         name = name or "the picture"
         if not source:
             raise ToolkitError(f"{name}: is empty")
         if len(source) > MAX_BYTES:
             raise ToolkitError(f"{name}: has more than {MAX_BYTES:,} bytes")
-        return _decode(io.BytesIO(source), name, max_pixels)
+        return _decode(io.BytesIO(source), name, max_pixels, resize=resize)
     with open_regular(source, max_bytes=MAX_BYTES) as file:
-        return _decode(file, name or display(source), max_pixels)
+        return _decode(file, name or display(source), max_pixels, resize=resize)
 
 
 def prepare(image: Image.Image) -> NDArray[np.uint8]:
@@ -94,6 +107,12 @@ def prepare(image: Image.Image) -> NDArray[np.uint8]:
     """
     with _convert_errors("the picture"):
         return _prepare(image, MAX_PIXELS)
+
+
+def prepare_picture(image: Image.Image) -> NDArray[np.uint8]:
+    """As `prepare`, but at the picture's own size: uint8 `(height, width, 3)`."""
+    with _convert_errors("the picture"):
+        return _prepare(image, MAX_PIXELS, resize=False)
 
 
 def is_picture_name(name: str) -> bool:
@@ -110,9 +129,9 @@ def picture_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, format_name in extensions.items() if format_name in readable)
 
 
-def _decode(file: IO[bytes], name: str, max_pixels: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def _decode(file: IO[bytes], name: str, max_pixels: int, *, resize: bool) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     with _convert_errors(name), _open(file) as image:
-        return _prepare(image, max_pixels), image.size
+        return _prepare(image, max_pixels, resize=resize), image.size
 
 
 def _open(file: IO[bytes]) -> Image.Image:
@@ -138,7 +157,7 @@ def _convert_errors(name: str) -> Iterator[None]:
         raise ToolkitError(f"{name}: cannot be decoded: {display(str(error)) or type(error).__name__}") from error
 
 
-def _prepare(image: Image.Image, max_pixels: int) -> NDArray[np.uint8]:
+def _prepare(image: Image.Image, max_pixels: int, *, resize: bool = True) -> NDArray[np.uint8]:
     pixels = image.width * image.height
     if pixels > max_pixels:
         raise ToolkitError(f"{image.width} x {image.height} pixels are more than {max_pixels:,}, the limit")
@@ -146,7 +165,8 @@ def _prepare(image: Image.Image, max_pixels: int) -> NDArray[np.uint8]:
         raise ToolkitError(f"{image.format} files are not decoded; convert the picture to PNG or JPEG")
     with _large_picture_lock if pixels > _LARGE_PIXELS else nullcontext():
         image.load()
-        return np.array(_resize_center(_to_rgb(_rotate_upright(image))))  # (32, 32, 3)
+        upright = _to_rgb(_rotate_upright(image))
+        return np.array(_resize_center(upright) if resize else upright)  # (32, 32, 3) or (height, width, 3)
 
 
 def _rotate_upright(image: Image.Image) -> Image.Image:

@@ -54,6 +54,8 @@ OPERATORS = frozenset({
     "Reshape", "Shape", "Softmax", "Squeeze", "Sub", "Transpose", "Unsqueeze",
 })
 # fmt: on
+# Of the picture rule inside a graph (`toolkit.inference.picture_nodes`), where each occurs once.
+PICTURE_OPERATORS = frozenset({"ReduceMin", "Resize", "Slice"})
 
 _MAX_FIELDS = 100_000  # the largest network here has a tenth of that
 
@@ -112,6 +114,7 @@ def find_fault(content: bytes) -> str | None:
     ONNX Runtime and onnx.checker must not see a file with a fault: both would read external data from any file.
     """
     properties: set[bytes] = set()
+    picture_operators: set[str] = set()
     fault: str | None = None
     try:
         for place, value in _fields_of_parts(content):
@@ -119,8 +122,12 @@ def find_fault(content: bytes) -> str | None:
                 if bytes(value) in properties:
                     return f"has the metadata key {_text(value)} twice"
                 properties.add(bytes(value))
-            elif place == _OPERATOR and _text(value) not in OPERATORS:
-                fault = fault or f"contains the operator {_text(value)}, which no model of this toolkit has"
+            elif place == _OPERATOR and (name := _text(value)) not in OPERATORS:
+                if name not in PICTURE_OPERATORS:
+                    fault = fault or f"contains the operator {name}, which no model of this toolkit has"
+                elif name in picture_operators:
+                    fault = fault or f"contains the operator {name} twice, which no model of this toolkit does"
+                picture_operators.add(name)
             elif place in _DOMAINS and _text(value) not in STANDARD_DOMAINS:
                 fault = fault or f"uses the operator domain {_text(value)}, which no model of this toolkit does"
             elif feature := _DISALLOWED.get(place):

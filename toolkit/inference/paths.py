@@ -13,7 +13,15 @@ from PIL import Image
 
 from toolkit.errors import ToolkitError
 from toolkit.files import display
-from toolkit.inference.image import MAX_BYTES, SIDE, is_picture_name, prepare, read_image
+from toolkit.inference.image import (
+    MAX_BYTES,
+    SIDE,
+    is_picture_name,
+    prepare,
+    prepare_picture,
+    read_image,
+    read_picture,
+)
 
 STDIN = "-"
 
@@ -129,22 +137,27 @@ def take(source: Source | Failure) -> Taken:
     return source
 
 
-def decode_several(sources: list[Taken]) -> list[Decoded]:
-    """Decode each source by the picture rule, in order; a bad picture gives a `Failure`."""
-    return [_decode(source) for source in sources]
+def decode_several(sources: list[Taken], *, resize: bool = True) -> list[Decoded]:
+    """Decode each source by the picture rule, in order; a bad picture gives a `Failure`.
+
+    Without `resize`, pictures keep their own sizes, for models with the rest of the rule inside.
+    """
+    return [_decode(source, resize=resize) for source in sources]
 
 
-def _decode(source: Taken) -> Decoded:
+def _decode(source: Taken, *, resize: bool) -> Decoded:
     if isinstance(source, Failure):
         return source
-    if isinstance(source, np.ndarray):
-        return "", source if source.shape == (SIDE, SIDE, 3) else prepare(Image.fromarray(source))
-    if isinstance(source, Image.Image):
-        return "", prepare(source)
+    if isinstance(source, np.ndarray) and (not resize or source.shape == (SIDE, SIDE, 3)):
+        return "", source
+    if isinstance(source, np.ndarray | Image.Image):
+        image = source if isinstance(source, Image.Image) else Image.fromarray(source)
+        return "", prepare(image) if resize else prepare_picture(image)
+    read = read_image if resize else read_picture
     path = STDIN if isinstance(source, _Piped) else os.fspath(source)
     try:
         if isinstance(source, _Piped):
-            return path, read_image(source.content, name="standard input")
-        return path, read_image(path)
+            return path, read(source.content, name="standard input")
+        return path, read(path)
     except ToolkitError as error:
         return Failure(path, str(error))

@@ -75,11 +75,13 @@ def classify(
 ) -> Iterator[Prediction | Failure]:
     """As `stream`, for single pictures, as paths or in memory; a `Failure` is passed through."""
     share = min(batch_size, _SHARE)
+    if session.takes_pictures:  # of any size: one at a time in memory
+        workers = share = 1
 
     def predict_several(several: list[Taken]) -> list[Prediction | Failure]:
-        return predict_decoded(session, decode_several(several), top)
+        return predict_decoded(session, decode_several(several, resize=not session.takes_pictures), top)
 
-    if session.provider == "cpu":
+    if session.provider == "cpu" or session.takes_pictures:
         with closing(_run_in_threads(predict_several, sources, threads=workers, share=share)) as results:
             yield from results
         return

@@ -39,14 +39,17 @@ _SPIN_CAN_BE_SHORT = tuple(int(part) for part in onnxruntime.__version__.split("
 
 _SILENT, _WARNING = 4, 2  # ONNX Runtime's log levels; the second is its default
 
-# The type of the input `images` -> the name of that form, and the shape of one image.
-_INPUT_FORMS = {
-    "tensor(uint8)": ("uint8-nhwc", [32, 32, 3]),
-    "tensor(float)": ("float-nchw", [3, 32, 32]),
+_Shape = list[int | None]  # None: a dimension that is not fixed
+
+# Each input form: its name, type and shape, and how many rows the outputs have.
+_INPUT_FORMS: dict[str, tuple[str, str, _Shape, int | None]] = {
+    "uint8-nhwc": ("images", "tensor(uint8)", [None, 32, 32, 3], None),
+    "float-nchw": ("images", "tensor(float)", [None, 3, 32, 32], None),
+    "picture": ("picture", "tensor(uint8)", [None, None, 3], 1),
 }
 _EXPECTED = (
-    "input images, uint8 (batch, 32, 32, 3) or float32 (batch, 3, 32, 32); outputs logits and probabilities, "
-    "float32 (batch, K) for K classes"
+    "input images, uint8 (batch, 32, 32, 3) or float32 (batch, 3, 32, 32), or picture, uint8 (height, width, 3); "
+    "outputs logits and probabilities, float32 (batch, K) for K classes, of a picture (1, K)"
 )
 _MIN_CLASSES, _MAX_CLASSES = 2, 1000
 
@@ -60,7 +63,7 @@ class Session:
         provider: the effective provider: "cpu", "cuda" or "tensorrt".
         note: under `auto`, why an NVIDIA GPU of this machine is not used; else None.
         threads: processor threads per call.
-        input_form: "uint8-nhwc" or "float-nchw", the input of the file.
+        input_form: "uint8-nhwc", "float-nchw" or "picture", the input of the file.
         class_names: one for each of the K classes, in the order of the outputs.
         metadata: the properties under `cifar.`, without that prefix; only `cifar verify` checks them.
     """
@@ -74,22 +77,39 @@ class Session:
     metadata: Mapping[str, str]
     _onnx: onnxruntime.InferenceSession = field(repr=False)
 
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether the model takes one picture of any size and resizes it itself."""
+        return self.input_form == "picture"
+
     def logits_and_probabilities(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Run the model on uint8 RGB images (N, 32, 32, 3); return both outputs, float32 (N, K) each.
+
+        With `takes_pictures`, images of any size: (N, height, width, 3). The model then runs once for each.
 
         Raises:
             UsageError: the images have another type or shape.
             ToolkitError: the model failed, or returned another shape.
         """
-        if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
-            raise UsageError(f"images must be uint8 (N, 32, 32, 3), not {images.dtype} {images.shape}")
+        if not self.takes_pictures:
+            if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
+                raise UsageError(f"images must be uint8 (N, 32, 32, 3), not {images.dtype} {images.shape}")
+            return self._run("images", to_input(images, self.input_form), rows=len(images))
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
+            raise UsageError(f"images must be uint8 (N, height, width, 3), not {images.dtype} {images.shape}")
+        logits, probabilities = (np.empty((len(images), len(self.class_names)), np.float32) for _ in range(2))
+        for index, image in enumerate(images):
+            logits[index : index + 1], probabilities[index : index + 1] = self._run("picture", image, rows=1)
+        return logits, probabilities
+
+    def _run(self, name: str, value: NDArray[Any], *, rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         try:
-            outputs = self._onnx.run(["logits", "probabilities"], {"images": to_input(images, self.input_form)})
+            outputs = self._onnx.run(["logits", "probabilities"], {name: value})
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise ToolkitError(f"{display(self.path)}: the model failed: {first_line(error)}") from error
         for output in outputs:
-            if output.shape != (len(images), len(self.class_names)):
-                raise ToolkitError(f"{display(self.path)}: returned {output.shape} for {len(images)} images")
+            if output.shape != (rows, len(self.class_names)):
+                raise ToolkitError(f"{display(self.path)}: returned {output.shape} for {rows} images")
         return cast("tuple[NDArray[np.float32], NDArray[np.float32]]", tuple(outputs))
 
 
@@ -249,18 +269,13 @@ def _check_interface(session: onnxruntime.InferenceSession, name: str) -> tuple[
     """
     inputs = {value.name: (value.type, value.shape) for value in session.get_inputs()}
     outputs = {value.name: (value.type, value.shape) for value in session.get_outputs()}
-    kind, shape = inputs.get("images", ("", []))
-    form, one_image = _INPUT_FORMS.get(kind, ("", [-1]))
-    classes = outputs.get("logits", ("", [0]))[1][-1:]  # empty for a scalar
-    if (
-        set(inputs) == {"images"}
-        and _is_batch_of(one_image, shape)
-        and set(outputs) == {"logits", "probabilities"}
-        and all(kind == "tensor(float)" and _is_batch_of(classes, shape) for kind, shape in outputs.values())
-        and isinstance(classes[0], int)
-        and _MIN_CLASSES <= classes[0] <= _MAX_CLASSES
-    ):
-        return form, classes[0]
+    classes = outputs.get("logits", ("", [None]))[1][-1:]  # empty for a scalar
+    count: Any = classes[0] if classes else None
+    for form, (input_name, kind, shape, rows) in _INPUT_FORMS.items():
+        output = ("tensor(float)", [rows, count])
+        required = {input_name: (kind, shape)}, {"logits": output, "probabilities": output}
+        if (_unnamed(inputs), _unnamed(outputs)) == required and _is_class_count(count):
+            return form, count
     found = f"inputs {_describe(inputs)}; outputs {_describe(outputs)}"
     raise ToolkitError(
         f"{name}: has another interface than the models of this toolkit. Found: {display(found)[:500]}. "
@@ -268,8 +283,16 @@ def _check_interface(session: onnxruntime.InferenceSession, name: str) -> tuple[
     )
 
 
-def _is_batch_of(one: list[Any], shape: list[Any]) -> bool:
-    return len(shape) == len(one) + 1 and not isinstance(shape[0], int) and shape[1:] == one
+def _is_class_count(count: object) -> bool:
+    return isinstance(count, int) and _MIN_CLASSES <= count <= _MAX_CLASSES
+
+
+def _unnamed(values: Mapping[str, tuple[str, list[Any]]]) -> dict[str, tuple[str, _Shape]]:
+    """The values with None for each dimension that is not fixed."""
+    return {
+        name: (kind, [dimension if isinstance(dimension, int) else None for dimension in shape])
+        for name, (kind, shape) in values.items()
+    }
 
 
 def _describe(values: Mapping[str, tuple[str, list[Any]]]) -> str:

@@ -37,7 +37,6 @@ class DataAugmentation:
     random_crop: bool = _key(True, "cut a random 32x32 window out of the padded image")
     crop_padding: int = _key(4, "black pixels added on each side before the crop", low=0, high=16)
     horizontal_flip: bool = _key(True, "mirror each image with probability one half")
-    alternating_flip: bool = _key(False, "mirror each image in every second epoch instead of at random")
     mixup_alpha: float = _key(0.2, "mixup's Beta(alpha, alpha) distribution; 0 for no mixup", low=0)
     random_erasing: float = _key(0.0, "probability that a random rectangle of an image is erased", low=0, high=1)
     small_crop_size: int = _key(24, "side of the smaller crops of the first epochs, pixels", low=8, high=32)
@@ -318,7 +317,5 @@ def _check_combinations(recipe: Recipe, where: str) -> None:
         raise UsageError(f"{where}: early_stopping watches the validation accuracy, so run.val_size cannot be 0")
     if recipe.nesterov and (recipe.optimizer != "SGD" or recipe.momentum == 0):
         raise UsageError(f"{where}: nesterov needs optimizer SGD with a momentum above 0")
-    if recipe.data_augmentation.alternating_flip and not recipe.data_augmentation.horizontal_flip:
-        raise UsageError(f"{where}: alternating_flip needs horizontal_flip")
     if recipe.optimizer == "Muon" and recipe.learning_rate == 0:
         raise UsageError(f"{where}: Muon needs a learning_rate above 0")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from toolkit.errors import ToolkitError
 from toolkit.files import display
-from toolkit.inference import Failure, Prediction, Session, open_model, read_image
+from toolkit.inference import Failure, Prediction, Session, open_model
+from toolkit.inference.image import read_image, read_picture
 from toolkit.inference.model_file import read_model
 from toolkit.inference.pipeline import predict_decoded
 
@@ -64,8 +65,9 @@ class ServedModel:
         Raises:
             ToolkitError: the model failed. A bad picture gives a `Failure`.
         """
+        read = read_picture if self.session.takes_pictures else read_image
         try:
-            image = read_image(picture.content, name=display(picture.name) or None, max_pixels=max_pixels)
+            image = read(picture.content, name=display(picture.name) or None, max_pixels=max_pixels)
         except ToolkitError as error:
             return Failure(picture.name, str(error))
         return predict_decoded(self.session, [(picture.name, image)], top)[0]

@@ -14,24 +14,15 @@ def padded(images: Tensor, padding: int) -> Tensor:
     return F.pad(images, (padding,) * 4).permute(0, 2, 3, 1).contiguous()
 
 
-def crop_and_flip(
-    images: Tensor,
-    indices: Tensor,
-    *,
-    size: int,
-    random_crop: bool,
-    horizontal_flip: bool,
-    mirrored: Tensor | None = None,
-) -> Tensor:
-    """Cut a batch out of padded images, each image with a window of its own, and mirror half of it on average.
+def crop_and_flip(images: Tensor, indices: Tensor, *, size: int, random_crop: bool, horizontal_flip: bool) -> Tensor:
+    """A batch cut out of padded images: each its own window, every second one mirrored on average.
 
     Args:
         images: what `padded` gave: uint8 (N, S, S, 3).
         indices: which of them, int64 (B,), on the same device.
         size: side of the window, pixels.
         random_crop: every offset is equally likely; else the window lies in the middle.
-        horizontal_flip: mirror with probability one half, or as `mirrored` has it.
-        mirrored: bool (N,), the images to mirror; None: drawn for each batch.
+        horizontal_flip: mirror with probability one half.
 
     Returns:
         uint8 (B, 3, size, size), in channels_last layout.
@@ -45,24 +36,10 @@ def crop_and_flip(
     steps = torch.arange(size, device=device)
     rows, columns = top + steps, left + steps  # (B, size) each
     if horizontal_flip:
-        mirror = torch.rand(batch, 1, device=device) < 0.5 if mirrored is None else mirrored[indices][:, None]
+        mirror = torch.rand(batch, 1, device=device) < 0.5
         columns = torch.where(mirror, columns.flip(1), columns)
     windows = images[indices[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, size, size, 3)
     return windows.permute(0, 3, 1, 2)
-
-
-def alternate_flips(count: int, *, seed: int, epoch: int) -> Tensor:
-    """Choose which of `count` images an epoch mirrors: a fair coin for each image, turned over at every epoch.
-
-    Any two consecutive epochs show each image both ways, where independent coins show half of them one way twice.
-
-    Source: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv:2404.00498 ("alternating flip").
-
-    Returns:
-        bool (count,), on the CPU.
-    """
-    coins = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.5
-    return coins ^ (epoch % 2 == 1)
 
 
 def random_erasing(images: Tensor, probability: float) -> Tensor:

@@ -10,7 +10,7 @@ from toolkit.data.channels import CIFAR10_STATISTICS, ChannelStatistics, normali
 from toolkit.errors import UsageError
 from toolkit.recipes.recipe import Recipe
 from toolkit.reporting import Note, ignore
-from toolkit.training.augment import alternate_flips, crop_and_flip, mixup, random_erasing
+from toolkit.training.augment import crop_and_flip, mixup, random_erasing
 from toolkit.training.averaging import WeightAverage
 from toolkit.training.cuda_graph import CapturedStep, CudaGraphs, Recorder
 from toolkit.training.distillation import distillation_loss
@@ -73,8 +73,6 @@ class TrainingStep:
         self.dtype = dtype
         self.teacher = teacher
         self.average = average
-        flips = self.augmentation.alternating_flip
-        self._mirrored = torch.zeros(len(labels), dtype=torch.bool, device=labels.device) if flips else None
         self._sums = torch.zeros(2, device=labels.device)  # loss times images, and correct predictions
         self._rates = [torch.zeros((), device=labels.device) for _ in optimizer.param_groups]
         self._captured = self._capture(CudaGraphs(labels.device), note) if mode == "graph" else None
@@ -83,11 +81,6 @@ class TrainingStep:
     def mode(self) -> StepMode:
         """The effective mode of full batches, so far as has been tried: the requested one, or "eager"."""
         return "graph" if self._captured is not None and self._captured.can_record else "eager"
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Choose the images that this epoch mirrors, where the recipe alternates flips."""
-        if self._mirrored is not None:
-            self._mirrored.copy_(alternate_flips(len(self._mirrored), seed=self.recipe.run.seed, epoch=epoch))
 
     def __call__(self, indices: Tensor, learning_rate: float, *, crop_size: int = 32) -> None:
         """Train on the images at `indices`, int64 (B,), cropped to `crop_size` pixels a side."""
@@ -113,7 +106,6 @@ class TrainingStep:
             size=crop_size,
             random_crop=self.augmentation.random_crop,
             horizontal_flip=self.augmentation.horizontal_flip,
-            mirrored=self._mirrored,
         )
         images, labels = normalize(windows, statistics=self.statistics), self.labels[indices]
         partners, weight = labels, torch.ones((), device=labels.device)

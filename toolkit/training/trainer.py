@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from models import ResNet, build_model
 from toolkit import __version__
+from toolkit.cores import waiting_seconds
 from toolkit.data.channels import ChannelStatistics, statistics_of
 from toolkit.data.dataset import DataSource, data_identity, require_same_data
 from toolkit.data.images import Images
@@ -285,13 +286,12 @@ class _Trainer:
 
     def train_epoch(self, epoch: int, on_progress: Progress) -> EpochRecord:
         """Train and validate one epoch, and write metrics and checkpoints."""
-        start, processor_start = time.perf_counter(), time.process_time()
+        start, waiting_start = time.perf_counter(), waiting_seconds()
         self._seed(epoch)
-        self.step.begin_epoch(epoch)
         rate = self._run_steps(epoch, on_progress)
         loss, correct = self.step.take_sums()
-        step_seconds, processor_seconds = time.perf_counter() - start, time.process_time() - processor_start
-        self._note_busy_cores(step_seconds, processor_seconds)
+        step_seconds = time.perf_counter() - start
+        self._note_busy_cores(step_seconds, waiting_seconds() - waiting_start)
         if not math.isfinite(loss):
             raise ToolkitError(
                 f"the loss of epoch {epoch} is not finite, so training stopped; {self.run.last} holds the epoch before "
@@ -315,10 +315,10 @@ class _Trainer:
         self._save(record)
         return record
 
-    def _note_busy_cores(self, seconds: float, processor_seconds: float) -> None:
+    def _note_busy_cores(self, seconds: float, waiting: float) -> None:
         """Once per run, note that other programs slow the training down."""
         threads = torch.get_num_threads()
-        text = note_on_crowded_cores(self.device, threads=threads, seconds=seconds, processor_seconds=processor_seconds)
+        text = note_on_crowded_cores(self.device, threads=threads, seconds=seconds, waiting_seconds=waiting)
         if text and not self.noted_busy_cores:
             self.noted_busy_cores = True
             self.note(text)

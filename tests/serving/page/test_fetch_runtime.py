@@ -50,7 +50,7 @@ def test_files_and_their_checksums_are_written(pack, tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (package(license="UNLICENSED"), "has the licence 'UNLICENSED', not MIT: review it before use"),
+        (package(license="UNLICENSED"), "has the license 'UNLICENSED', not MIT: review it before use"),
         ({"package.json": b'{"license": "MIT"}'}, "has no file dist/ort.wasm.bundle.min.mjs"),
     ],
 )

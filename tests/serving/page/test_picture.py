@@ -13,7 +13,7 @@ SIZES = [(1, 1), (1, 600), (600, 1), (5, 7), (31, 33), (33, 31), (32, 32), (64, 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_pixels_are_pillows(shipped_tab, tmp_path, size):
-    """Centre square at integer offsets, then Pillow's bicubic filter: the same bytes."""
+    """Center square at integer offsets, then Pillow's bicubic filter: the same bytes."""
     width, height = size
     image = scene(width, height)
     image.save(tmp_path / "picture.png")

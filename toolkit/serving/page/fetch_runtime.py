@@ -1,7 +1,7 @@
 """Take onnxruntime-web from its npm package into runtime/: gzipped files, and runtime.json with their SHA-256.
 
 Run with the version that is wanted, `python -m toolkit.serving.page.fetch_runtime 1.30.0`; needs npm. The package
-holds no licence text: runtime/LICENSE is that of the ONNX Runtime repository.
+holds no license text: runtime/LICENSE is that of the ONNX Runtime repository.
 """
 
 import gzip
@@ -26,12 +26,12 @@ def fetch_runtime(version: str, folder: Path = RUNTIME) -> None:
     """Write `FILES` of the package's `version`, gzipped, and runtime.json into `folder`.
 
     Raises:
-        ToolkitError: npm is missing or failed, or the package has another licence or lacks a file.
+        ToolkitError: npm is missing or failed, or the package has another license or lacks a file.
     """
     with tempfile.TemporaryDirectory() as temporary, tarfile.open(_pack(version, Path(temporary))) as archive:
         found = json.loads(_member(archive, "package.json"))["license"]
         if found != LICENSE:
-            raise ToolkitError(f"{PACKAGE} {version} has the licence {found!r}, not {LICENSE}: review it before use")
+            raise ToolkitError(f"{PACKAGE} {version} has the license {found!r}, not {LICENSE}: review it before use")
         contents = {name: _member(archive, f"dist/{name}") for name in FILES}
     for name, content in contents.items():
         with replacing(folder / f"{name}.gz") as path:

@@ -245,7 +245,7 @@ function showModel() {
   details.open = page.classes.length <= 12;
   details.querySelector("summary").textContent = page.classes.length <= 12 ? "Classes" : `All ${classes}`;
   details.querySelector("ul").append(...page.classes.map((name) => withText("li", name)));
-  const runtime = `ONNX Runtime Web ${page.runtime.version} runs the network inside this page. It is distributed under this licence:`;
+  const runtime = `ONNX Runtime Web ${page.runtime.version} runs the network inside this page. It is distributed under this license:`;
   element("runtime").textContent = page.mode === "server" ? "The network runs on the server, in ONNX Runtime:" : runtime;
   element("license").textContent = page.runtime.license;
   element("footer").textContent = `Made with cifar ${page.version}.`;

@@ -1,5 +1,5 @@
 // Turns an image file into 32 x 32 RGB pixels by the rule of toolkit/inference/image.py: upright, transparency over
-// white, the centre square, Pillow's antialiased bicubic filter.
+// white, the center square, Pillow's antialiased bicubic filter.
 "use strict";
 
 const SIDE = 32;
@@ -47,8 +47,8 @@ async function decode(file, limits) {
   try {
     bitmap = await createImageBitmap(file, {
       imageOrientation: "from-image",
-      colorSpaceConversion: "none", // colour profiles are not applied
-      premultiplyAlpha: "none", // else Chromium's WebP decoder rounds colours by one level
+      colorSpaceConversion: "none", // color profiles are not applied
+      premultiplyAlpha: "none", // else Chromium's WebP decoder rounds colors by one level
     });
   } catch {
     throw new PictureError("is not a picture that this browser can read (PNG, JPEG, WebP, GIF, AVIF, BMP)");
@@ -60,14 +60,14 @@ async function decode(file, limits) {
   return bitmap;
 }
 
-/** The top left corner and the side of the centre square, in pixels. */
-function centreSquare(width, height) {
+/** The top left corner and the side of the center square, in pixels. */
+function centerSquare(width, height) {
   const side = Math.min(width, height);
   return { left: Math.floor((width - side) / 2), top: Math.floor((height - side) / 2), side };
 }
 
 function preparePixels(bitmap) {
-  const { left, top, side } = centreSquare(bitmap.width, bitmap.height);
+  const { left, top, side } = centerSquare(bitmap.width, bitmap.height);
   const canvas = new OffscreenCanvas(side, Math.min(side, stripRows(side)));
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.imageSmoothingEnabled = false;
@@ -112,13 +112,13 @@ function resampleFilter(inputSize, outputSize) {
   const filterScale = Math.max(scale, 1);
   const support = BICUBIC_SUPPORT * filterScale;
   return Array.from({ length: outputSize }, (_, position) => {
-    const centre = (position + 0.5) * scale;
-    const first = Math.max(Math.trunc(centre - support + 0.5), 0);
-    const end = Math.min(Math.trunc(centre + support + 0.5), inputSize);
+    const center = (position + 0.5) * scale;
+    const first = Math.max(Math.trunc(center - support + 0.5), 0);
+    const end = Math.min(Math.trunc(center + support + 0.5), inputSize);
     const weights = new Float64Array(end - first);
     let sum = 0;
     for (let tap = 0; tap < weights.length; tap++) {
-      weights[tap] = bicubic((tap + first - centre + 0.5) * (1 / filterScale));
+      weights[tap] = bicubic((tap + first - center + 0.5) * (1 / filterScale));
       sum += weights[tap];
     }
     return { first, weights: Int32Array.from(weights, (weight) => fixedPoint(weight / sum)) };
@@ -186,7 +186,7 @@ function dropAlpha(source, target) {
   }
 }
 
-/** The whole picture, small, with everything outside the centre square dimmed. */
+/** The whole picture, small, with everything outside the center square dimmed. */
 function drawThumbnail(bitmap) {
   const scale = Math.min(1, THUMBNAIL_SIDE / Math.max(bitmap.width, bitmap.height));
   const canvas = document.createElement("canvas");
@@ -197,7 +197,7 @@ function drawThumbnail(bitmap) {
   context.fillStyle = "white";
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  const { left, top, side } = centreSquare(canvas.width, canvas.height);
+  const { left, top, side } = centerSquare(canvas.width, canvas.height);
   const outside = new Path2D();
   outside.rect(0, 0, canvas.width, canvas.height);
   outside.rect(left, top, side, side);
