@@ -99,7 +99,8 @@ def test_damaged_files_are_skipped_and_recorded(pets):
     assert findings["skipped"] == [
         {
             "path": "train/cat/b.png",
-            "error": f"{pets}/train/cat/b.png: is not a picture that Pillow can read (PNG, JPEG, GIF, WebP, ...)",
+            "error": f"{pets}/train/cat/b.png: is not a picture in a known format (PNG, JPEG, WEBP, GIF, BMP, TIFF, "
+            "AVIF, PPM); convert it to PNG or JPEG",
         }
     ]
     assert "skipped 1 picture that cannot be read" in source.findings().describe()

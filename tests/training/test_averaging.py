@@ -78,7 +78,7 @@ def test_validation_and_both_checkpoints_are_of_the_averages(tmp_path, source, r
     last = load_checkpoint(run.last)
     assert not same_weights(last.weights, last.training["weights"])
     _, held_out = split_images(source.train(), 20)
-    logits = compute_logits(last.network(), held_out.images)
+    logits = compute_logits(last.network(), held_out.images, statistics=last.statistics)
     assert measure(logits, held_out.labels, source.class_names).accuracy == records[-1].val_accuracy
     assert run.read_summary()["last"]["val_accuracy"] == records[-1].val_accuracy
     best = load_checkpoint(run.best)
@@ -108,7 +108,7 @@ def test_without_averaging_a_checkpoint_holds_what_it_always_held(tmp_path, sour
     values = torch.load(run.last, weights_only=True)
     assert set(values) == {
         "format", "model", "model_args", "class_names", "recipe", "data", "epoch", "val_accuracy", "weights",
-        "training",
+        "training", "channels",
     }  # fmt: skip
     assert set(values["training"]) == {"optimizer", "seconds", "precision"}
 
