@@ -21,6 +21,7 @@ from toolkit.command_line import (
     On,
     Provider,
     Runs,
+    SkipDamaged,
     note,
     print_error,
     print_result,
@@ -62,6 +63,11 @@ def train(
         typer.Option(help=f"File, or preset: {', '.join(preset_names())}. [default: reference]"),
     ] = None,
     data: Data = None,
+    skip_damaged: SkipDamaged = False,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Run or checkpoint to start from, or `shipped`. Without --recipe: preset finetune."),
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option(help="Run or checkpoint to distil from; needs --distillation-weight.")
     ] = None,
@@ -85,13 +91,15 @@ def train(
 
     Every key of the recipe has a flag, which replaces the value in the recipe.
     """
-    from toolkit.display import TrainingDisplay, download_bar, run_lines, seeds_lines
+    from toolkit.display import TrainingDisplay, decoding_bar, download_bar, run_lines, seeds_lines
     from toolkit.training.launch import LaunchOptions, launch
 
     launch_options = LaunchOptions(
         recipe=recipe,
         changes=recipe_from_flags(recipe_values),
         data=data,
+        skip_damaged=skip_damaged,
+        init=init,
         teacher=teacher,
         name=name,
         runs=runs,
@@ -104,12 +112,13 @@ def train(
         gpu_share=gpu_share,
     )
     train_elsewhere = None if on is None else functools.partial(train_seeds_elsewhere, launch_options)
-    with download_bar() as progress:
+    with download_bar() as progress, decoding_bar() as on_pictures:
         result = launch(
             launch_options,
             display=TrainingDisplay,
             note=note,
             download_progress=progress,
+            on_pictures=on_pictures,
             train_elsewhere=train_elsewhere,
         )
     where = {"folder" if result.several else "run": as_text(result.path)}
@@ -135,6 +144,7 @@ def evaluate(
         typer.Argument(help="Checkpoint, run, folder of seeds or ONNX file. [default: the newest finished run]"),
     ] = None,
     data: Data = None,
+    skip_damaged: SkipDamaged = False,
     runs: Runs = Path("runs"),
     provider: Provider = "auto",
     device: Device = "auto",
@@ -145,6 +155,7 @@ def evaluate(
 
     Prints accuracy per class and in all, confusion matrix and calibration error.
     """
+    from toolkit.data.dataset import name_of_data
     from toolkit.display import metrics_lines, seeds_metrics_lines
     from toolkit.evaluation.evaluate import evaluate as evaluate_model
     from toolkit.evaluation.evaluate import evaluate_seeds, load_model, training_data_of
@@ -160,14 +171,16 @@ def evaluate(
         if plot is not None or provider != "auto":
             option = "--plot" if plot is not None else "--provider"
             raise UsageError(f"{option} takes one model: name one seed, such as {seed_runs.runs[0].path}")
-        source = find_data(data, recorded=load_checkpoint(seed_runs.runs[0].best).data)
+        first = seed_runs.runs[0].best
+        recorded = load_checkpoint(first).data
+        source = find_data(data, recorded=recorded, model=first, skip_damaged=skip_damaged)
         note(f"Evaluating the {seed_runs.n} seeds in {seed_runs.path} on the test set of {source.name}")
         result = evaluate_seeds(seed_runs, source=source, device=device)
         print_result(result.as_dict(), lambda: seeds_metrics_lines(result), as_json=json_output)
         return
-    path = find_checkpoint(target, data=data_at_hand(data), root=runs, note=note)
+    path = find_checkpoint(target, data=name_of_data(data), root=runs, note=note)
     model = load_model(path, provider=provider, device=device)
-    source = find_data(data, recorded=training_data_of(model))
+    source = find_data(data, recorded=training_data_of(model), model=path, skip_damaged=skip_damaged)
     note(f"Evaluating {path} on the test set of {source.name}")
     metrics = evaluate_model(model, source=source, device=device)
     print_result({"file": as_text(path)} | metrics.as_dict(), lambda: metrics_lines(metrics), as_json=json_output)
@@ -176,21 +189,29 @@ def evaluate(
         note(f"Confusion matrix: {plot}")
 
 
-def data_at_hand(data: str | None) -> str | None:
-    """Name of the data set whose runs a command prefers: `--data`, else CIFAR-10 if $CIFAR_DATA is set."""
-    return "demo" if data == "demo" else "cifar10" if data or os.environ.get("CIFAR_DATA") else None
-
-
-def find_data(data: str | None, *, recorded: Mapping[str, str]) -> Any:
-    """Find the data set; without --data, a model that records the demo data gets those."""
+def find_data(data: str | None, *, recorded: Mapping[str, str], model: Path, skip_damaged: bool) -> Any:
+    """Find the data set; without --data that on which the model was trained, as far as it or its run records that."""
+    from toolkit.data.dataset import FOUND_BY_NAME, PICTURES, name_of_data
     from toolkit.data.dataset import find_data as find
-    from toolkit.display import download_bar
+    from toolkit.display import decoding_bar, download_bar
+    from toolkit.runs.location import location_beside
 
-    if data is None and recorded.get("name") == "demo":
-        note("Using the demo data, on which this model was trained")
-        data = "demo"
-    with download_bar() as progress:
-        return find(data, progress=progress)
+    name = recorded.get("name")
+    if data is None and name in FOUND_BY_NAME:
+        note(f"Using the {name} data, on which this model was trained")
+        data = name
+    elif data is None and name == PICTURES:
+        location = location_beside(model)
+        if location is not None:
+            note(f"Using the pictures in {display(location.path)}, on which this model was trained")
+            data, skip_damaged = str(location.path), skip_damaged or location.skip_damaged
+        elif name_of_data() != PICTURES:
+            raise UsageError(f"{display(model)} was trained on a folder of pictures: name it with --data FOLDER")
+    with download_bar() as progress, decoding_bar() as on_pictures:
+        source = find(data, skip_damaged=skip_damaged, progress=progress, on_pictures=on_pictures, note=note)
+        if source.name == PICTURES:
+            source.train()  # decodes the pictures while the bar is shown
+        return source
 
 
 @command
@@ -201,8 +222,9 @@ def export(
     run: Annotated[str | None, typer.Option(help="Run, by name or path. [default: the newest finished one]")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file instead of a run.")] = None,
     data: Data = None,
+    skip_damaged: SkipDamaged = False,
     runs: Runs = Path("runs"),
-    min_accuracy: MinAccuracy = 0.91,
+    min_accuracy: MinAccuracy = None,
     precision: Annotated[Literal["fp32", "fp16", "int8"], typer.Option(help="Number format of the model.")] = "fp32",
     target: Annotated[Literal["cpu", "gpu"], typer.Option(help="Hardware that int8 is quantized for.")] = "cpu",
     input_format: Annotated[
@@ -217,7 +239,9 @@ def export(
 
     The file appears only after it has passed the gate; exit code 3: rejected.
     """
+    from toolkit.data.dataset import name_of_data
     from toolkit.deploy import export_onnx
+    from toolkit.deploy.accuracy import choose_floor
     from toolkit.deploy.export import OPSET
     from toolkit.deploy.gate import check_arguments
     from toolkit.runs.checkpoint import load_checkpoint
@@ -229,14 +253,15 @@ def export(
         output = output / "model.onnx"
     require_writable(output)
     check_arguments(min_accuracy=min_accuracy, provider=provider)
-    source_file = checkpoint or find_checkpoint(run, data=data_at_hand(data), root=runs, note=note)
+    source_file = checkpoint or find_checkpoint(run, data=name_of_data(data), root=runs, note=note)
     note(f"Exporting {source_file}")
     trained = load_checkpoint(source_file)
+    min_accuracy = choose_floor(min_accuracy, data=trained.data.get("name", ""), val_accuracy=trained.val_accuracy)
     export_model = functools.partial(
         export_onnx,
         trained,
         output,
-        data=find_data(data, recorded=trained.data),
+        data=find_data(data, recorded=trained.data, model=source_file, skip_damaged=skip_damaged),
         min_accuracy=min_accuracy,
         precision=precision,
         target=target,
@@ -254,7 +279,8 @@ def verify(
     model: Annotated[Path, typer.Argument(help="ONNX file.")],
     checkpoint: Annotated[Path | None, typer.Option(help="The checkpoint it was exported from, for parity.")] = None,
     data: Data = None,
-    min_accuracy: MinAccuracy = 0.91,
+    skip_damaged: SkipDamaged = False,
+    min_accuracy: MinAccuracy = None,
     provider: GateProvider = "cpu",
     json_output: Json = False,
 ) -> None:
@@ -262,10 +288,11 @@ def verify(
     from toolkit.deploy import verify as verify_model
     from toolkit.deploy.metadata import recorded_data
 
+    source = find_data(data, recorded=recorded_data(model), model=checkpoint or model, skip_damaged=skip_damaged)
     verify_file = functools.partial(
         verify_model,
         model,
-        data=find_data(data, recorded=recorded_data(model)),
+        data=source,
         checkpoint=checkpoint,
         min_accuracy=min_accuracy,
         provider=provider,
@@ -420,28 +447,46 @@ def models(json_output: Json = False) -> None:
 
 @command
 def data(
+    folder: Annotated[str | None, typer.Argument(help="The same as --data.", metavar="[FOLDER]")] = None,
     data: Data = None,
-    fetch: Annotated[bool, typer.Option("--fetch", help="Download CIFAR-10 if it is missing.")] = False,
+    skip_damaged: SkipDamaged = False,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Download CIFAR-10 or CIFAR-100 if missing.")] = False,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Draw training pictures of each class, as the network sees them, as a PNG file.")
+    ] = None,
     samples: Annotated[Path | None, typer.Option(help="Write sample pictures into this folder.")] = None,
     per_class: Annotated[int, typer.Option(help="Sample pictures of each class.", min=1)] = 1,
     json_output: Json = False,
 ) -> None:
-    """Check the data set; fetch it; write sample pictures."""
-    from toolkit.data.dataset import data_status, fetch_data, find_data, write_samples
-    from toolkit.display import data_lines, download_bar
+    """Check the data set and count its pictures; fetch it; draw a contact sheet; write sample pictures."""
+    from toolkit.data.dataset import data_status, fetch_data, write_samples
+    from toolkit.data.dataset import find_data as find
+    from toolkit.data.report import draw_contact_sheet, report_data
+    from toolkit.display import data_lines, decoding_bar, download_bar
 
+    if folder is not None and data is not None:
+        raise UsageError("give FOLDER or --data, not both")
+    data = folder if data is None else data
+    if sheet is not None:
+        require_writable(sheet, suffix=".png")
     status = data_status(data)
     if fetch and not status.complete and status.folder is not None:
         with download_bar() as progress:
             fetch_data(data, progress=progress)
         status = data_status(data)
-    written = write_samples(find_data(data, fetch=False), samples, per_class=per_class) if samples else []
-    values = status.as_dict() | {"samples": [as_text(path) for path in written]}
-    count = f"\n{len(written)} sample pictures in {samples}" if written else ""
-    print_result(values, lambda: data_lines(status) + count, as_json=json_output)
     if not status.complete:
+        print_result(status.as_dict(), lambda: data_lines(status), as_json=json_output)
         where = f" --data {shlex.quote(data)}" if data else ""
         raise ToolkitError(f"the data are incomplete: `cifar data --fetch{where}` downloads them")
+    with decoding_bar() as on_pictures:
+        source = find(data, fetch=False, skip_damaged=skip_damaged, on_pictures=on_pictures, note=note)
+        report = report_data(source)
+    written = write_samples(source, samples, per_class=per_class) if samples else []
+    values = status.as_dict() | report.as_dict() | {"samples": [as_text(path) for path in written]}
+    count = f"\n{len(written)} sample pictures in {display(samples)}" if samples else ""
+    print_result(values, lambda: data_lines(status, report) + count, as_json=json_output)
+    if sheet is not None:
+        note(f"Contact sheet: {display(draw_contact_sheet(source, sheet))}")
 
 
 @command

@@ -14,5 +14,5 @@ for path in pictures:
     picture = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
     picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     pixels = np.array(ImageOps.fit(picture, (32, 32), Image.Resampling.BICUBIC))  # (32, 32, 3), uint8
-    probabilities = session.run(["probabilities"], {"images": pixels[np.newaxis]})[0][0]  # (10,)
+    probabilities = session.run(["probabilities"], {"images": pixels[np.newaxis]})[0][0]  # (K,), one per class
     print(f"{path}: {names[probabilities.argmax()]} ({probabilities.max():.1%})")

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import cli
 from tests.support.sources import ROOT, Done, FixedSource, coloured_source
 from toolkit.data import synthetic
+from toolkit.deploy.accuracy import FLOORS
 from toolkit.recipes.recipe import Recipe
 
 
@@ -25,6 +26,15 @@ def images_drawn_once() -> Iterator[None]:
     """Draw the images of `--data demo` once a session: it takes a second, and every command does it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synthetic, "draw", functools.cache(synthetic.draw))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def floors_of_the_tests_data() -> Iterator[None]:
+    """The data sets of the tests of deployment require what CIFAR-10 does, without --min-accuracy."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("blocks", "few"):
+            patch.setitem(FLOORS, name, FLOORS["cifar10"])
         yield
 
 

@@ -73,7 +73,7 @@ def test_a_finished_run_is_not_resumed(trained, cifar):
 def test_resume_keeps_its_own_recipe(trained, cifar):
     done = cifar("train", "--resume", "demo-resnet20-seed0", "--epochs", 3, cwd=trained[0])
     assert done.returncode == 2
-    assert "leave out --recipe, --name, --teacher and the flags of the recipe" in done.stderr
+    assert "leave out --recipe, --name, --teacher, --init and the flags of the recipe" in done.stderr
 
 
 def test_a_run_teaches_another_and_what_does_not_fit_is_refused_before_a_folder_is_made(trained, cifar, tmp_path):
@@ -254,7 +254,7 @@ def test_a_model_of_other_data_is_not_judged(trained, cifar, tmp_path):
         (["train", "--data", "demo", "--epochs", "many"], 2, "--epochs"),
         (["train", "--recipe", "slow"], 2, "no recipe 'slow'"),
         (["train", "--data", "demo", "--device", "gpu"], 2, "cannot use the device 'gpu'"),
-        (["train", "--data", "demo"], 2, "a validation size of 5000 leaves no training image"),
+        (["train", "--data", "demo"], 2, "a validation size of 5000 is too large"),
         (["train", "--data", "nowhere"], 1, "no CIFAR-10 where --data points"),
         (["train", "--resume", "nothing"], 1, "no run 'nothing'; the runs in runs are: none yet"),
         (["train", "--seeds", "3", "--seed", "1"], 2, "--seeds N trains the seeds 0 to N - 1: leave out --seed"),

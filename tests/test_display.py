@@ -13,6 +13,8 @@ from models.cost import Cost
 from tests.support.sources import ROOT
 from toolkit import display
 from toolkit.data.dataset import DataStatus
+from toolkit.data.picture_set import Findings
+from toolkit.data.report import ClassCounts, DataReport
 from toolkit.deploy.report import Check, Figures, Report
 from toolkit.display import TrainingDisplay, download_bar
 from toolkit.doctor import Finding
@@ -50,12 +52,13 @@ MANY_CLASSES = Metrics(
     calibration_error=0.1,
     confusion=tuple(tuple(10 - (i % 3) if i == j else i % 3 * (j == 0) for j in range(105)) for i in range(105)),
     class_names=tuple(f"class{number}" for number in range(105)),
+    top5_correct=1000,
 )
 RUN = {
     "model": "resnet20",
     "parameters": 272_474,
     "epochs": 100,
-    "best": {"epoch": 97, "validation": {"accuracy": 0.923}},
+    "best": {"epoch": 97, "validation": {"accuracy": 0.923, "macro_accuracy": 0.92}},
     "last": {"train_accuracy": 0.977, "val_accuracy": 0.921, "generalisation_gap": 0.056},
     "training_seconds": 2996.2,
     "device": "AMD EPYC 9B14, 2 threads",
@@ -127,6 +130,7 @@ def test_gate_report(width):
 def test_metrics_of_ten_classes_show_the_matrix(width):
     expected = """\
 Accuracy            90.45% (9,000 of 9,950 images)
+Macro accuracy      95.77% (mean over classes)
 Loss                0.2346 nats
 Calibration error   0.0258
 
@@ -149,6 +153,8 @@ true class   accuracy    0    1    2    3    4    5    6    7    8 9
 
 MANY_CLASSES_TEXT = """\
 Accuracy            90.48% (950 of 1,050 images)
+Macro accuracy      90.00% (mean over classes)
+Top-5 accuracy      95.24%
 Loss                1.5000 nats
 Calibration error   0.1000
 
@@ -201,7 +207,7 @@ def test_run_summary_wraps_between_words(monkeypatch):
     expected = """\
 Run          /home/somebody/a-folder-with-a-long-name/another-folder-with-a-long-name/cifar/runs/fast-resnet20-seed0
 Model        resnet20, 272,474 parameters
-Best epoch   97, validation accuracy 92.30%
+Best epoch   97, validation accuracy 92.30%, macro 92.00%
 Last epoch   100, validation accuracy 92.10%, training accuracy 97.70%,
              generalization gap 5.60 points
 Time         49 min 56 s of training on AMD EPYC 9B14, 2 threads
@@ -292,16 +298,33 @@ test_batch\x1b  missing
 
 def test_data_that_is_complete(width):
     status = replace(DATA, files={"test_batch": "ok"}, train_count=50_000, test_count=10_000)
-    assert display.data_lines(status).splitlines()[1:] == [
-        "file        state",
-        "test_batch  ok",
-        "50,000 training and 10,000 test images, every MD5 checksum right",
-    ]
+    assert display.data_lines(status).splitlines()[1:] == ["every MD5 checksum right"]
 
 
 def test_drawn_data(width):
     status = DataStatus("demo", "--data", None, {}, 4000, 1000)
-    assert display.data_lines(status) == "demo: 4,000 training and 1,000 test pictures, drawn on demand"
+    assert display.data_lines(status) == "demo: drawn on demand"
+
+
+def test_a_folder_of_pictures_with_its_classes_and_remarks(width):
+    status = DataStatus("pictures", "--data", Path("/pets"), {}, None, None)
+    rows = (ClassCounts("cat", 100, 0, 20, 100 / 103), ClassCounts("dog\x1b", 3, 0, 0, 3 / 103))
+    findings = Findings(removed_from_train=1, small=2)
+    report = DataReport("pictures", Path("/pets"), rows, findings, imbalance=100 / 3)
+    expected = """\
+pictures in /pets (chosen by --data)
+
+class    training  validation  test  share
+cat           100           0    20  97.1%
+dog\\x1b         3           0     0   2.9%
+all           103           0    20
+
+removed 1 training picture identical to a picture held out
+2 pictures with a shorter side below 32 pixels: enlarged, hence blurred
+without test pictures: dog\\x1b
+the largest class has 33 times the training pictures of the smallest
+"""
+    assert display.data_lines(status, report) + "\n" == expected
 
 
 def test_a_file_gets_a_fixed_width(capsys, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.support.onnx_models import draw, saved, tiny_model
+from tests.support.pictures import write_colored_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -68,6 +69,17 @@ def test_train_export_predict(tmp_path: Path) -> None:
     assert "epoch 8: loss" in done.stdout
     assert "verified: " in done.stdout
     assert "example/samples/heart-0001.png: heart" in done.stdout
+
+
+def test_own_pictures(tmp_path: Path) -> None:
+    write_colored_folder(tmp_path / "pets", {"train/cat": 8, "train/dog": 8, "test/cat": 3, "test/dog": 3})
+    (tmp_path / "short.toml").write_text("epochs = 2\nbatch_size = 8\n[run]\nval_size = 0.2\n")
+    command = [sys.executable, EXAMPLES / "own_pictures.py", "pets", "0.1", "short.toml"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "Initial weights of 42 of 43 layers" in done.stdout
+    assert "of 6 test pictures right; 95% interval" in done.stdout
+    assert (tmp_path / "own/model.onnx").is_file()
 
 
 @pytest.fixture

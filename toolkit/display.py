@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from models.cost import Cost
     from toolkit.bench.result import BenchmarkResult
     from toolkit.data.dataset import DataStatus
+    from toolkit.data.report import DataReport
     from toolkit.deploy.report import Report
     from toolkit.doctor import Finding
     from toolkit.evaluation.evaluate import SeedsMetrics
@@ -232,6 +234,32 @@ def jobs_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
         yield progress
 
 
+@contextmanager
+def decoding_bar() -> Iterator[Callable[[int, int], None]]:
+    """Yield a progress callback for decoding pictures: how many are done, of how many.
+
+    Shows nothing until the first call. Prints the number of pictures once, and a live bar on a terminal.
+    """
+    console = _stderr_console()
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal)
+    tasks: list[TaskID] = []
+
+    def progress(done: int, total: int) -> None:
+        if not tasks:
+            console.print(f"Decoding {total:,} pictures, once: they are then kept in the cache folder")
+            tasks.append(bar.add_task("", total=total))
+            bar.start()
+        bar.update(tasks[0], completed=done, total=total)
+        if done == total:
+            bar.stop()
+
+    try:
+        yield progress
+    finally:
+        bar.stop()
+
+
 # Results as text
 
 
@@ -241,7 +269,11 @@ def run_lines(path: Path, summary: dict[str, Any]) -> str:
     facts = [("Run", str(path)), ("Model", f"{summary['model']}, {summary['parameters']:,} parameters")]
     if best["validation"]:
         facts += [
-            ("Best epoch", f"{best['epoch']}, validation accuracy {best['validation']['accuracy']:.2%}"),
+            (
+                "Best epoch",
+                f"{best['epoch']}, validation accuracy {best['validation']['accuracy']:.2%}, macro "
+                f"{best['validation']['macro_accuracy']:.2%}",
+            ),
             (
                 "Last epoch",
                 f"{summary['epochs']}, validation accuracy {last['val_accuracy']:.2%}, training accuracy "
@@ -293,6 +325,8 @@ def metrics_lines(metrics: "Metrics") -> str:
     """
     facts = [
         ("Accuracy", f"{metrics.accuracy:.2%} ({metrics.correct:,} of {metrics.images:,} images)"),
+        ("Macro accuracy", f"{metrics.macro_accuracy:.2%} (mean over classes)"),
+        *([("Top-5 accuracy", f"{metrics.top5_accuracy:.2%}")] if metrics.top5_accuracy is not None else []),
         ("Loss", f"{metrics.loss:.4f} nats"),
         ("Calibration error", f"{metrics.calibration_error:.4f}"),
     ]
@@ -321,17 +355,10 @@ def _lowest_accuracies(metrics: "Metrics") -> str:
 
 
 def _most_confused(metrics: "Metrics") -> str:
-    pairs = [
-        (count, true, predicted)
-        for true, counts in enumerate(metrics.confusion)
-        for predicted, count in enumerate(counts)
-        if true != predicted and count
-    ]
+    pairs = metrics.most_confused()
     if not pairs:
         return "No image was assigned to a wrong class"
-    largest = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:ROWS_SHOWN]
-    names = metrics.class_names
-    rows = [[names[true], names[predicted], f"{count:,}"] for count, true, predicted in largest]
+    rows = [[true, predicted, f"{count:,}"] for true, predicted, count in pairs[:ROWS_SHOWN]]
     title = f"Most confused pairs, {len(rows)} of {len(pairs):,}"
     return f"{title}\n{_table(['true class', 'predicted class', 'images'], rows, texts=2)}"
 
@@ -365,16 +392,20 @@ def doctor_lines(findings: "Sequence[Finding]") -> str:
     return _facts(facts)
 
 
-def data_lines(status: "DataStatus") -> str:
-    """Format the state of a data set: its folder, its files and, if complete, its size."""
+def data_lines(status: "DataStatus", report: "DataReport | None" = None) -> str:
+    """Format a data set: its folder and its files, then the pictures of each class and the remarks of the report."""
     if status.folder is None:
-        return _wrap(f"demo: {status.train_count:,} training and {status.test_count:,} test pictures, drawn on demand")
-    lines = [_wrap(f"{status.name} in {status.folder} (chosen by {status.chosen_by})")]
-    if status.files:
+        lines = ["demo: drawn on demand"]
+    else:
+        lines = [_wrap(f"{status.name} in {status.folder} (chosen by {status.chosen_by})")]
+    if status.files and not status.complete:
         lines.append(_table(["file", "state"], [list(row) for row in status.files.items()], texts=2))
-    if status.complete:
-        size = f"{status.train_count:,} training and {status.test_count:,} test images"
-        lines.append(f"{size}, every MD5 checksum right" if status.files else size)
+    elif status.files:
+        lines.append("every MD5 checksum right")
+    if report is not None:
+        header, *rows = report.rows()
+        lines += ["", _table(header, rows)]
+        lines += ["", *map(_wrap, map(display, report.notes))] if report.notes else []
     return "\n".join(lines)
 
 

@@ -126,6 +126,8 @@ def _data(data: str | None) -> list[Finding]:
     from toolkit.data.dataset import data_status
 
     status = data_status(data)
+    if status.train_count is None:
+        return [Finding("data", f"{status.name} in {status.folder} ({status.chosen_by}); `cifar data` reads them")]
     if status.complete:
         images = f"{status.train_count:,} training and {status.test_count:,} test images"
         return [Finding("data", f"{status.name}: {images}, in {status.folder or 'memory'} ({status.chosen_by})")]

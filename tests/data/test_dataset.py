@@ -163,7 +163,7 @@ def test_a_folder_of_pictures_is_not_written_to(cache: Path, tmp_path: Path) -> 
     before = sorted(tmp_path.rglob("*"))
     status = data_status(str(pets))
     assert (status.name, status.folder, status.complete) == ("pictures", pets, True)
-    assert (status.train_count, status.test_count) == (6, 4)
+    assert (status.train_count, status.test_count) == (None, None)  # not decoded
     for named in (str(pets), "demo"):
         with pytest.raises(UsageError, match="only cifar10 and cifar100 can be downloaded"):
             fetch_data(named)
@@ -252,16 +252,38 @@ def test_split_is_sorted_disjoint_complete_and_in_proportion(labels: list[int], 
     tensor = torch.tensor(labels)
     try:
         train, val = split(tensor, val_size, seed=seed)
-    except UsageError:  # only where a class is too small to give its share and keep an image
-        assert any(labels.count(label) - 1 < val_size * labels.count(label) / len(labels) + 1 for label in set(labels))
+    except UsageError:  # only where some class would keep no image
+        assert val_size > len(labels) - len(set(labels))
         return
     assert sorted(train.tolist() + val.tolist()) == list(range(len(labels)))
     assert train.tolist() == sorted(train.tolist())
     assert val.tolist() == sorted(val.tolist())
     assert len(val) == val_size
+    kept = {label: int((tensor[train] == label).sum()) for label in set(labels)}
+    assert min(kept.values()) >= 1
+    if min(kept.values()) > 1:  # else a class may have passed a part of its share on to others
+        for label, count in kept.items():
+            assert abs(labels.count(label) - count - val_size * labels.count(label) / len(labels)) < 1
+
+
+@given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=60), share=st.floats(0.001, 0.999))
+@settings(deadline=None)
+def test_a_share_holds_out_of_each_class(labels: list[int], share: float) -> None:
+    tensor = torch.tensor(labels)
+    train, val = split(tensor, share, seed=0)
+    assert sorted(train.tolist() + val.tolist()) == list(range(len(labels)))
     for label in set(labels):
-        assert abs((tensor[val] == label).sum() - val_size * labels.count(label) / len(labels)) < 1
-        assert (tensor[train] == label).any()
+        count, held_out = labels.count(label), int((tensor[val] == label).sum())
+        assert held_out == (0 if count == 1 else min(max(1, round(share * count)), count - 1))
+
+
+def test_a_class_of_one_picture_is_never_held_out() -> None:
+    labels = torch.tensor([0] * 6 + [1] + [2] * 3)
+    train, val = split(labels, 7, seed=0)
+    assert labels[train].tolist() == [0, 1, 2]
+    assert len(val) == 7
+    with pytest.raises(UsageError, match="of 10 training images in 3 classes at most 7 can be held out"):
+        split(labels, 8, seed=0)
 
 
 def test_split_depends_on_its_arguments_alone() -> None:

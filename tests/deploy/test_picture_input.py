@@ -77,7 +77,7 @@ def test_every_precision_passes_the_gate(case: Case, tmp_path: Path, precision: 
     ours, theirs = dataclasses.asdict(report.figures), dataclasses.asdict(images.figures)
     assert ours.pop("max_logit_difference") == pytest.approx(theirs["max_logit_difference"], abs=1e-4)
     same = {name for name, value in ours.items() if value == theirs[name]}
-    own = {"bytes", "sha256", "input", "pixels_compared", "pixels_differing", "largest_pixel_difference"}
+    own = {"batch_seed", "bytes", "sha256", "input", "pixels_compared", "pixels_differing", "largest_pixel_difference"}
     assert ours.keys() - same == own
     assert (ours["input"], ours["pixels_compared"]) == ("picture", 2 * len(SIZES) * 32 * 32 * 3)
     assert ours["largest_pixel_difference"] <= 1

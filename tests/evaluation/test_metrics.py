@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from models import build_model
 from toolkit.data.channels import normalize
 from toolkit.evaluation.metrics import compute_logits, measure
+from toolkit.evaluation.plots import plot_confusion
 
 NAMES = tuple("abcdefghij")
 
@@ -49,3 +51,34 @@ def test_logits_of_the_network_in_evaluation_mode():
     assert network.training
     with torch.no_grad():
         torch.testing.assert_close(logits, network.eval()(normalize(images)), atol=1e-4, rtol=1e-4)
+
+
+def test_macro_accuracy_counts_every_class_with_images_once():
+    logits = torch.eye(10)[[0] * 9 + [1]]  # nine of class a, all right; of classes b and c one each, only b's right
+    metrics = measure(torch.cat([logits, torch.eye(10)[[0]]]), torch.tensor([0] * 9 + [1, 2]), NAMES)
+    assert metrics.accuracy == pytest.approx(10 / 11)
+    assert metrics.macro_accuracy == pytest.approx(2 / 3)
+    assert metrics.top5_accuracy is None
+
+
+def test_top5_accuracy_from_twenty_classes_on():
+    logits = torch.arange(20.0).repeat(20, 1)  # the five best are always the classes 15 to 19
+    metrics = measure(logits, torch.arange(20), tuple(f"class{number}" for number in range(20)))
+    assert (metrics.accuracy, metrics.top5_accuracy) == (0.05, 0.25)
+    assert metrics.as_dict()["top5_accuracy"] == 0.25
+
+
+def test_the_most_confused_pairs_come_first():
+    labels, predicted = torch.tensor([0, 0, 1, 2, 2]), [1, 1, 0, 2, 2]
+    assert measure(torch.eye(10)[predicted], labels, NAMES).most_confused() == [("a", "b", 2), ("b", "a", 1)]
+
+
+@pytest.mark.parametrize(("classes", "shape"), [(2, "square"), (20, "square"), (21, "wide"), (100, "wide")])
+def test_the_confusion_picture_shows_a_matrix_or_pairs(classes, shape, tmp_path):
+    names = tuple(f"${number}$ class" for number in range(classes))  # dollar signs are no formula
+    labels = torch.arange(2 * classes) % classes
+    predicted = (labels + (torch.arange(2 * classes) > classes).long()) % classes  # half of them wrong
+    metrics = measure(torch.eye(classes)[predicted], labels, names)
+    plot_confusion(metrics, tmp_path / "picture.png", title="test")
+    width, height = Image.open(tmp_path / "picture.png").size
+    assert ("wide" if abs(width / height - 8 / (1.5 + 0.28 * min(classes - 1, 30))) < 0.05 else "square") == shape

@@ -188,10 +188,26 @@ def test_an_input_that_is_refused_before_the_model_is_opened(
     "names",
     [None, "cat", "[]", '["cat"]', json.dumps(["cat"] * 10), json.dumps([*CLASS_NAMES[:9], "\x1b[31m"]), "[" * 9999],
 )
-def test_class_names_must_be_ten_plain_names(tmp_path: Path, names: str | None) -> None:
+def test_every_output_needs_a_plain_name(tmp_path: Path, names: str | None) -> None:
     metadata = {} if names is None else {"class_names": names}
-    with pytest.raises(ToolkitError, match="does not name its ten outputs"):
+    with pytest.raises(ToolkitError, match="does not name its 10 outputs"):
         open_model(saved(tmp_path, tiny_model(metadata=metadata)), provider="cpu")
+
+
+@pytest.mark.parametrize("classes", [2, 100, 1000])
+def test_any_number_of_classes(tmp_path: Path, classes: int) -> None:
+    names = [f"class{number}" for number in range(classes)]
+    model = tiny_model(classes=classes, metadata={"class_names": json.dumps(names)})
+    session = open_model(saved(tmp_path, model), provider="cpu")
+    logits, probabilities = session.logits_and_probabilities(np.zeros((3, 32, 32, 3), np.uint8))
+    assert session.class_names == tuple(names)
+    assert logits.shape == probabilities.shape == (3, classes)
+
+
+@pytest.mark.parametrize("classes", [1, 1001])
+def test_too_few_and_too_many_classes(tmp_path: Path, classes: int) -> None:
+    with pytest.raises(ToolkitError, match=f"{classes}.*Expected: .*K"):
+        open_model(saved(tmp_path, tiny_model(classes=classes)), provider="cpu")
 
 
 @pytest.mark.hostile

@@ -111,7 +111,7 @@ def test_a_comment_sign_inside_json_text_is_no_comment():
 
 
 def test_no_such_recipe_names_the_presets():
-    with pytest.raises(UsageError, match="no recipe 'slow': give a file, or one of the presets .*fast, reference"):
+    with pytest.raises(UsageError, match="no recipe .slow.: give a file, or one of .*fast, finetune, reference"):
         load_recipe("slow")
 
 

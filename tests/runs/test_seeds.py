@@ -12,7 +12,7 @@ from tests.support.training import interrupt_after, run_all, same_weights, train
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.evaluation.evaluate import evaluate, evaluate_seeds
 from toolkit.recipes.recipe import Recipe
-from toolkit.runs.checkpoint import load_checkpoint, teacher_identity
+from toolkit.runs.checkpoint import identity_of, load_checkpoint
 from toolkit.runs.folder import create_run, newest_finished_run, open_run
 from toolkit.runs.seeds import begin_seeds, find_seeds, open_seeds, spread
 
@@ -164,7 +164,7 @@ def test_seeds_learn_from_one_teacher_which_the_summary_names(tmp_path, source, 
         with pytest.raises(ToolkitError, match="seed0 has another teacher"):
             begin_seeds(taught, seeds=2, source=source, name="x", root=tmp_path, teacher=other)
     together = begin_seeds(taught, seeds=2, source=source, name="x", root=tmp_path, teacher=teacher)
-    assert train_rest(together, source, teacher=teacher)["teacher"] == teacher_identity(teacher)
+    assert train_rest(together, source, teacher=teacher)["teacher"] == identity_of(teacher)
 
 
 @pytest.mark.parametrize(("seeds", "name", "message"), [(0, "x", "from 1, not 0"), (2, "../x", "cannot name a run")])

@@ -50,3 +50,16 @@ def pixels_of(images: Iterable) -> set[bytes]:
 
 def pixels_of_seeds(*seeds: int) -> set[bytes]:
     return {noise(seed).transpose(2, 0, 1).tobytes() for seed in seeds}
+
+
+def write_colored_folder(root: Path, counts: dict[str, int]) -> Path:
+    """Noisy pictures whose mean color tells the class: `{"train/cat": 3}` gives train/cat/0.png to train/cat/2.png."""
+    names = sorted({name.rsplit("/", 1)[-1] for name in counts})
+    for number, (folder, count) in enumerate(counts.items()):
+        color = noise(100 + names.index(folder.rsplit("/", 1)[-1]))[0, 0].astype(int)
+        for index in range(count):
+            pixels = (color + noise(1000 * number + index) / 8 - 16).clip(0, 255).astype(np.uint8)
+            path = root / folder / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    return root

@@ -23,7 +23,7 @@ from tests.support.training import (
 )
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.recipes.recipe import Recipe, load_recipe
-from toolkit.runs.checkpoint import load_checkpoint, save_checkpoint, teacher_identity
+from toolkit.runs.checkpoint import identity_of, load_checkpoint, save_checkpoint
 from toolkit.runs.folder import create_run
 from toolkit.training.distillation import distillation_loss, require_fitting
 
@@ -137,7 +137,7 @@ def test_a_run_keeps_its_teacher_and_records_who_it_was(tmp_path, source, studen
     assert same_weights(kept.weights, teacher.weights)
     assert kept.training is None
     identity = run.read_summary()["teacher"]
-    assert identity == teacher_identity(teacher)
+    assert identity == identity_of(teacher)
     assert identity == load_checkpoint(run.best).teacher == load_checkpoint(run.last).teacher
     assert (identity["model"], identity["recipe"]) == ("m6", teacher.recipe)
     assert len(identity["weights_sha256"]) == 64
@@ -174,7 +174,7 @@ def test_a_run_that_was_stopped_before_anything_was_saved_takes_the_teacher_that
     with pytest.raises(ToolkitError, match=r"teacher\.pt is missing"):
         train_epochs(run, source, 1, resume=True)
     train_epochs(run, source, 1, resume=True, teacher=teacher)
-    assert teacher_identity(load_checkpoint(run.teacher)) == teacher_identity(teacher)
+    assert identity_of(load_checkpoint(run.teacher)) == identity_of(teacher)
 
 
 def begun(recipe, source, root, teacher):
@@ -235,10 +235,10 @@ def test_the_checksum_is_of_the_weights_and_of_nothing_else(teacher):
         {"epoch": 99, "training": {"seconds": 1.0}},
         {"weights": {name: value.clone() for name, value in reversed(teacher.weights.items())}},
     ):
-        sums.add(teacher_identity(dataclasses.replace(teacher, **changes))["weights_sha256"])
+        sums.add(identity_of(dataclasses.replace(teacher, **changes))["weights_sha256"])
     assert len(sums) == 1
     other = build_model("m6").state_dict()
-    assert teacher_identity(dataclasses.replace(teacher, weights=other))["weights_sha256"] not in sums
+    assert identity_of(dataclasses.replace(teacher, weights=other))["weights_sha256"] not in sums
 
 
 def test_checkpoints_from_before_there_were_teachers_load():

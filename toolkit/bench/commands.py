@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from toolkit import command_line
-from toolkit.command_line import BatchSizes, Data, Device, Json, Quick, note, print_result
+from toolkit.command_line import BatchSizes, Data, Device, Json, Quick, SkipDamaged, note, print_result
 from toolkit.files import require_writable
 
 bench = typer.Typer(
@@ -49,6 +49,7 @@ def bench_deploy(
     models: Annotated[list[Path] | None, typer.Argument(help="ONNX files. [default: the shipped model]")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="For PyTorch. [default: the shipped checkpoint]")] = None,
     data: Data = None,
+    skip_damaged: SkipDamaged = False,
     batch_size: BatchSizes = None,
     plot: Annotated[Path | None, typer.Option(help="Write a picture of the result as a PNG file.")] = None,
     quick: Quick = False,
@@ -63,7 +64,15 @@ def bench_deploy(
     if plot is not None:
         require_writable(plot, suffix=".png")
     sizes = batch_size or BATCH_SIZES
-    result = measure(models or [], checkpoint=checkpoint, data=data, batch_sizes=sizes, quick=quick, progress=note)
+    result = measure(
+        models or [],
+        checkpoint=checkpoint,
+        data=data,
+        skip_damaged=skip_damaged,
+        batch_sizes=sizes,
+        quick=quick,
+        progress=note,
+    )
     print_result(result.as_dict(), lambda: benchmark_lines(result), as_json=json_output)
     if plot is not None:
         plot_deployment(result, plot)

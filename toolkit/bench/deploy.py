@@ -25,12 +25,12 @@ from toolkit.files import display
 from toolkit.inference.model_file import SHIPPED_MODEL, read_model
 from toolkit.inference.session import Session, open_model, probe
 from toolkit.reporting import Note, ignore
+from toolkit.runs.checkpoint import SHIPPED_CHECKPOINT
 
 BATCH_SIZES = (1, 8, 64, 512)
 MAX_BATCH = 4096  # about 1 GiB of activations
 ROUNDS, SECONDS = 5, 1.0
 QUICK_ROUNDS, QUICK_SECONDS = 1, 0.1
-SHIPPED_CHECKPOINT = SHIPPED_MODEL.with_name("checkpoint.pt")
 
 
 def bench_deploy(
@@ -38,6 +38,7 @@ def bench_deploy(
     *,
     checkpoint: Path | None = None,
     data: str | None = None,
+    skip_damaged: bool = False,
     batch_sizes: Iterable[int] = BATCH_SIZES,
     quick: bool = False,
     progress: Note = ignore,
@@ -52,6 +53,7 @@ def bench_deploy(
         models: ONNX files; by default the shipped one.
         checkpoint: for PyTorch; by default the shipped one, and no such side if that is missing.
         data: as for `find_data`, but nothing is downloaded: without data, accuracy is not measured.
+        skip_damaged: continue without pictures that cannot be read.
         batch_sizes: images per call, in the order in which they are measured.
         quick: one short round, no compiled network, no accuracy.
         progress: told what is measured next.
@@ -66,7 +68,7 @@ def bench_deploy(
     sides, notes = find_sides(models or [SHIPPED_MODEL], checkpoint, quick=quick)
     accuracies: dict[str, float] = {}
     if not quick:
-        accuracies, more_notes = measure_accuracies(sides, data, progress)
+        accuracies, more_notes = measure_accuracies(sides, data, progress, skip_damaged=skip_damaged)
         notes += more_notes
     with tempfile.TemporaryDirectory(prefix="cifar-bench-", ignore_cleanup_errors=True) as cache:
         results = measure(
@@ -146,10 +148,12 @@ def _find_providers(model: Path) -> tuple[list[str], list[str]]:
     return providers, notes
 
 
-def measure_accuracies(sides: Sequence[Side], data: str | None, progress: Note) -> tuple[dict[str, float], list[str]]:
+def measure_accuracies(
+    sides: Sequence[Side], data: str | None, progress: Note, *, skip_damaged: bool = False
+) -> tuple[dict[str, float], list[str]]:
     """Accuracy in [0, 1] of each file on the whole test set, and a note on each that was not measured."""
     try:
-        source = find_data(data, fetch=False)
+        source = find_data(data, fetch=False, skip_damaged=skip_damaged)
     except ToolkitError as error:
         return {}, [f"accuracy: not measured, {error}"]
     accuracies: dict[str, float] = {}

@@ -85,7 +85,8 @@ def import_torch(options: dict[str, Any]) -> Callable[[], Call]:
 
     def start() -> Call:
         checkpoint = load_checkpoint(Path(options["file"]))
-        network = Deployed(checkpoint.network(), input_format="uint8-nhwc").eval().to(device)
+        network = Deployed(checkpoint.network(), statistics=checkpoint.statistics, input_format="uint8-nhwc")
+        network.eval().to(device)
         network.to(memory_format=torch.channels_last)
         forward = torch.compile(network, dynamic=False) if options["kind"] == "compiled" else network
 

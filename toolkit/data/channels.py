@@ -1,6 +1,7 @@
 """Channel statistics: compute mean and standard deviation, and normalize images with them."""
 
 import functools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,10 +10,33 @@ from toolkit.data.cifar import MEAN, STD
 
 Channels = tuple[float, float, float]  # red, green, blue
 
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Mean and standard deviation of each channel over all pixels, scaled to [0, 1]."""
+
+    mean: Channels
+    std: Channels
+
+
+CIFAR10_STATISTICS = ChannelStatistics(MEAN, STD)
+
+_GIVEN = {"cifar10": CIFAR10_STATISTICS, "demo": CIFAR10_STATISTICS}  # the drawn images take the form of CIFAR-10
+
 _IMAGES_PER_STEP = 4096
 
 
-def channel_statistics(images: Tensor) -> tuple[Channels, Channels]:
+def statistics_of(source_name: str, images: Tensor) -> ChannelStatistics:
+    """The statistics by which a network trained from scratch normalizes: the published ones of CIFAR-10, else computed.
+
+    Args:
+        source_name: of the data set.
+        images: the training images, uint8 (N, 3, H, W), N at least 1.
+    """
+    return _GIVEN.get(source_name) or channel_statistics(images)
+
+
+def channel_statistics(images: Tensor) -> ChannelStatistics:
     """Mean and standard deviation of each channel over all pixels, scaled to [0, 1]; the latter at least 1/255.
 
     Computed from exact integer histograms, so the result does not depend on threads or on the order of the images.
@@ -28,27 +52,27 @@ def channel_statistics(images: Tensor) -> tuple[Channels, Channels]:
     shares = counts.double() / counts.sum(dim=1, keepdim=True)
     mean = shares @ levels
     std = (shares @ levels**2 - mean**2).clamp(min=0).sqrt().clamp(min=1 / 255)  # of one level: not 0, a divisor
-    return _as_channels(mean), _as_channels(std)
+    return ChannelStatistics(_as_channels(mean), _as_channels(std))
 
 
 def normalize(
-    images: Tensor, dtype: torch.dtype = torch.float32, *, mean: Channels = MEAN, std: Channels = STD
+    images: Tensor, dtype: torch.dtype = torch.float32, *, statistics: ChannelStatistics = CIFAR10_STATISTICS
 ) -> Tensor:
     """Scale to [0, 1], subtract the mean and divide by the standard deviation, per channel.
 
     Args:
         images: uint8 (N, 3, H, W).
         dtype: of the result; computed in float32.
-        mean, std: per channel; by default those of CIFAR-10's training images.
+        statistics: by default those of CIFAR-10's training images.
     """
-    scale, offset = _scale_and_offset(images.device, mean, std)
+    scale, offset = _scale_and_offset(images.device, statistics)
     return torch.addcmul(offset, images.float(), scale).to(dtype)
 
 
 @functools.cache
-def _scale_and_offset(device: torch.device, mean: Channels, std: Channels) -> tuple[Tensor, Tensor]:
+def _scale_and_offset(device: torch.device, statistics: ChannelStatistics) -> tuple[Tensor, Tensor]:
     """Float32 (1, 3, 1, 1) each. Cached: a copy from the host cannot be captured in a CUDA graph."""
-    means, stds = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
+    means, stds = (torch.tensor(values, dtype=torch.float64) for values in (statistics.mean, statistics.std))
     scale, offset = 1 / (255 * stds), -means / stds
     return scale.float().view(1, 3, 1, 1).to(device), offset.float().view(1, 3, 1, 1).to(device)
 

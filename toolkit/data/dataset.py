@@ -28,6 +28,8 @@ from toolkit.reporting import Progress as PictureProgress
 DEMO = "demo"  # the drawn set; "./demo" names a folder
 PICTURES = "pictures"  # the name of every folder and CSV file: the identity of data does not depend on their place
 
+FOUND_BY_NAME = (DEMO, cifar.CIFAR100.name)  # of a trained model's data: found again without --data, as CIFAR-10 is
+
 _CACHE = "the cache folder"
 
 
@@ -115,15 +117,16 @@ class DataStatus:
         chosen_by: "--data", "$CIFAR_DATA" or "the cache folder".
         folder: as of `DataSource`; of CIFAR, also where the files are missing.
         files: the state of each file of CIFAR (see `toolkit.data.download.state_of_files`); empty for other data.
-        train_count, test_count: the number of images; 0 where a file is missing or damaged.
+        train_count, test_count: the number of images; 0 where a file is missing or damaged; None for a folder or CSV
+            file, whose pictures have to be decoded first (`toolkit.data.report`).
     """
 
     name: str
     chosen_by: str
     folder: Path | None
     files: dict[str, str]
-    train_count: int
-    test_count: int
+    train_count: int | None
+    test_count: int | None
 
     @property
     def complete(self) -> bool:
@@ -194,6 +197,11 @@ def find_data(
     return DataSource(name=which.name, folder=place.path, class_names=which.class_names)
 
 
+def name_of_data(data: str | None = None) -> str | None:
+    """Name of the data set that `data` or `$CIFAR_DATA` names; None where neither does."""
+    return _locate(data).name if data or os.environ.get(cifar.VARIABLE) else None
+
+
 def fetch_data(data: str | None = None, *, progress: Progress = ignore) -> None:
     """Download CIFAR-10 or CIFAR-100 to where `find_data` looks for it; nothing is done where it is complete.
 
@@ -210,15 +218,14 @@ def fetch_data(data: str | None = None, *, progress: Progress = ignore) -> None:
 def data_status(data: str | None = None) -> DataStatus:
     """Check the files of the data set that `find_data` would use.
 
-    Every MD5 of CIFAR is computed, which takes about a second; pictures of a folder or CSV file are decoded.
-
-    Raises:
-        ToolkitError: as `find_data` of a folder or CSV file.
+    Every MD5 of CIFAR is computed, which takes about a second; the pictures of a folder or CSV file are not read.
     """
     place = _locate(data)
-    if place.name in (DEMO, PICTURES):
-        source = find_data(data)
-        return DataStatus(place.name, place.chosen_by, place.path, {}, len(source.train()), len(source.test()))
+    if place.name == PICTURES:
+        return DataStatus(place.name, place.chosen_by, place.path, {}, None, None)
+    if place.name == DEMO:
+        counts = (synthetic.TRAIN_COUNT, synthetic.TEST_COUNT)
+        return DataStatus(place.name, place.chosen_by, place.path, {}, *counts)
     assert place.path is not None
     files = state_of_files(cifar.BY_NAME[place.name].archive, place.path)
     complete = set(files.values()) == {"ok"}

@@ -11,41 +11,37 @@ from toolkit.errors import UsageError
 SPLIT_SEED = 0  # every run has the same validation images, so that runs are comparable
 
 
-def split_images(images: Images, val_size: int) -> tuple[Images, Images]:
-    """Split off `val_size` validation images. Raises `UsageError` where a class would have no training image left."""
+def split_images(images: Images, val_size: float) -> tuple[Images, Images]:
+    """Split off `val_size` validation images, or a share below 1. Raises `UsageError` as `split` does."""
     train_indices, val_indices = split(images.labels, val_size, seed=SPLIT_SEED)
     return images.take(train_indices), images.take(val_indices)
 
 
-def split(labels: Tensor, val_size: int, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Split indices into training and validation, each class in proportion.
+def split(labels: Tensor, val_size: float, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Split indices into training and validation, each class in proportion; each keeps a training image.
 
     The result depends on the three arguments alone, not on the state of any random generator.
 
     Args:
         labels: int64 (N,).
-        val_size: the number of validation images; 0 for none.
+        val_size: the number of validation images, or below 1 the share of each class: at least one image of every
+            class that has two; 0 for none.
         seed: selects them.
 
     Returns:
-        Indices of the training images, int64 (N - val_size,), and of the validation images, int64 (val_size,): sorted,
-        disjoint, and complete.
+        Indices of the training images, int64 (N - V,), and of the validation images, int64 (V,): sorted, disjoint, and
+        complete.
 
     Raises:
-        UsageError: `val_size` is negative, or leaves a class without training images.
+        UsageError: `val_size` is negative, or so large that a class would have no training image.
     """
     if val_size < 0:
-        raise UsageError(f"the validation size is {val_size}; it must be 0 or more")
+        raise UsageError(f"the validation size is {val_size:g}; it must be 0 or more")
     labels = labels.cpu()
     generator = torch.Generator().manual_seed(seed)
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label, share in _shares(labels, val_size).items():
         members = (labels == label).nonzero().flatten()
-        if share >= len(members):
-            raise UsageError(
-                f"a validation size of {val_size} leaves no training image of class {label}; "
-                f"there are {len(labels)} images, {len(members)} of that class"
-            )
         held_out[members[torch.randperm(len(members), generator=generator)[:share]]] = True
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
 
@@ -79,12 +75,24 @@ def split_by_digest(labels: NDArray[np.int64], digests: NDArray[np.bytes_]) -> N
     return is_test
 
 
-def _shares(labels: Tensor, val_size: int) -> dict[int, int]:
+def _shares(labels: Tensor, val_size: float) -> dict[int, int]:
     """The number of validation images of each class: in proportion, the remainder to the largest fractions."""
-    counts = torch.bincount(labels).tolist()
-    exact = {label: val_size * count / max(len(labels), 1) for label, count in enumerate(counts) if count}
+    counts = {label: count for label, count in enumerate(torch.bincount(labels).tolist()) if count}
+    if 0 < val_size < 1:
+        return {label: min(max(1, round(val_size * count)), count - 1) for label, count in counts.items()}
+    size, most = int(val_size), len(labels) - len(counts)
+    if size > most:
+        raise UsageError(
+            f"a validation size of {size} is too large: of {len(labels):,} training images in {len(counts):,} classes "
+            f"at most {most:,} can be held out; give a smaller --val-size, or a share such as 0.1"
+        )
+    exact = {label: size * count / len(labels) for label, count in counts.items()}
     shares = {label: int(share) for label, share in exact.items()}
     by_fraction = sorted(exact, key=lambda label: (shares[label] - exact[label], label))
-    for label in by_fraction[: val_size - sum(shares.values())]:
-        shares[label] += 1
+    remainder = size - sum(shares.values())
+    while remainder:  # a second round only where classes with a single image pass their share on
+        for label in by_fraction:
+            if remainder and shares[label] + 1 < counts[label]:
+                shares[label] += 1
+                remainder -= 1
     return shares

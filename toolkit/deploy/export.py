@@ -8,11 +8,12 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from toolkit.data.cifar import MEAN, STD
+from toolkit.data.channels import CIFAR10_STATISTICS, ChannelStatistics
 from toolkit.data.dataset import DataSource
 from toolkit.data.images import Images
 from toolkit.deploy import graph, quantize
-from toolkit.deploy.gate import MIN_ACCURACY, Gate, GateProvider, check_arguments
+from toolkit.deploy.accuracy import choose_floor
+from toolkit.deploy.gate import Gate, GateProvider, check_arguments
 from toolkit.deploy.graph import InputFormat, Precision
 from toolkit.deploy.metadata import build_metadata, write_metadata
 from toolkit.deploy.picture_input import prepend_picture_input
@@ -35,7 +36,7 @@ def export_onnx(
     output: Path,
     *,
     data: DataSource,
-    min_accuracy: float = MIN_ACCURACY,
+    min_accuracy: float | None = None,
     precision: Precision = "fp32",
     target: Target = "cpu",
     input_format: InputFormat = "uint8-nhwc",
@@ -49,7 +50,7 @@ def export_onnx(
         checkpoint: a `.pt` file of a run, or a checkpoint from `load_checkpoint`.
         output: the ONNX file; an existing file is replaced if the model passes, and untouched if not.
         data: the data that the checkpoint was trained on.
-        min_accuracy: required accuracy on the test set, in (0, 1].
+        min_accuracy: required accuracy on the test set, in (0, 1]; None for that of the data set (`FLOORS`).
         precision: number format of the network.
         target: hardware that an int8 model is quantized for.
         input_format: "uint8-nhwc", uint8 (batch, 32, 32, 3), "float-nchw", float32 (batch, 3, 32, 32) in [0, 1], or
@@ -63,7 +64,7 @@ def export_onnx(
 
     Raises:
         Rejected: the model did not pass the gate.
-        UsageError: an argument is invalid.
+        UsageError: an argument is invalid, or the data set has no required accuracy of its own.
         ToolkitError: the checkpoint cannot be read or was trained on other data, or the file cannot be written.
     """
     check_arguments(min_accuracy=min_accuracy, provider=provider)
@@ -72,9 +73,10 @@ def export_onnx(
         raise UsageError(f"{output} is a folder: name the file, such as {output / 'model.onnx'}")
     require_writable(output)
     trained = load_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
+    min_accuracy = choose_floor(min_accuracy, data=data.name, val_accuracy=trained.val_accuracy)
     reference = prepare_reference(data, trained, note=note)
     model, calibration = build_model(
-        trained.network(),
+        trained,
         train=reference.train,
         precision=precision,
         target=target,
@@ -123,7 +125,7 @@ def _serialize(model: ModelProto) -> bytes:
 
 
 def build_model(
-    network: nn.Module,
+    checkpoint: Checkpoint,
     *,
     train: Images,
     precision: Precision,
@@ -132,18 +134,21 @@ def build_model(
     opset: int,
     note: Note,
 ) -> tuple[ModelProto, dict[str, Any] | None]:
-    """Build the graph of `network` in any form, without metadata.
+    """Build the graph of a checkpoint in any form, without metadata.
 
     Args:
+        checkpoint: the network, and the channel statistics of its images.
         train: the training images, from which int8 is calibrated.
-        network, precision, target, input_format, opset, note: see `export_onnx` and `build_graph`.
+        precision, target, input_format, opset, note: see `export_onnx`.
 
     Returns:
         The graph, and the calibration settings of an int8 one.
     """
     takes_picture = input_format == "picture"
+    network_input = "uint8-nhwc" if takes_picture else input_format
     note("building the ONNX graph")
-    model = build_graph(network, input_format="uint8-nhwc" if takes_picture else input_format, opset=opset)
+    network, statistics = checkpoint.network(), checkpoint.statistics
+    model = build_graph(network, statistics=statistics, input_format=network_input, opset=opset)
     calibration: dict[str, Any] | None = None
     if precision == "fp16":
         model = quantize.to_fp16(model)
@@ -154,11 +159,18 @@ def build_model(
     return prepend_picture_input(model) if takes_picture else model, calibration
 
 
-def build_graph(network: nn.Module, *, input_format: InputFormat = "uint8-nhwc", opset: int = OPSET) -> ModelProto:
+def build_graph(
+    network: nn.Module,
+    *,
+    statistics: ChannelStatistics = CIFAR10_STATISTICS,
+    input_format: InputFormat = "uint8-nhwc",
+    opset: int = OPSET,
+) -> ModelProto:
     """Build the float32 graph of `network` with its preprocessing, without metadata.
 
     Args:
         network: float32 (N, 3, 32, 32), normalized, to logits (N, K).
+        statistics: by which the graph normalizes.
         input_format: "uint8-nhwc" or "float-nchw", see `export_onnx`.
         opset: one of `OPSETS`.
 
@@ -172,7 +184,7 @@ def build_graph(network: nn.Module, *, input_format: InputFormat = "uint8-nhwc",
     with quiet() as output:
         try:
             program = torch.onnx.export(
-                Deployed(network, input_format=input_format).eval(),
+                Deployed(network, statistics=statistics, input_format=input_format).eval(),
                 (example,),
                 dynamo=True,
                 opset_version=opset,
@@ -197,12 +209,12 @@ class Deployed(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, network: nn.Module, *, input_format: InputFormat) -> None:
+    def __init__(self, network: nn.Module, *, statistics: ChannelStatistics, input_format: InputFormat) -> None:
         super().__init__()
         self.network = network
         self.from_uint8 = input_format == "uint8-nhwc"
         # (x / 255 - mean) / std as one multiplication and one addition
-        mean, std = torch.tensor(MEAN, dtype=torch.float64), torch.tensor(STD, dtype=torch.float64)
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (statistics.mean, statistics.std))
         largest = 255 if self.from_uint8 else 1
         self.register_buffer("scale", (1 / (largest * std)).float().view(1, 3, 1, 1))
         self.register_buffer("shift", (-mean / std).float().view(1, 3, 1, 1))

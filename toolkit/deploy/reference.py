@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import transforms
 
-from toolkit.data.cifar import MEAN, STD
 from toolkit.data.dataset import DataSource, data_identity, images_sha256, require_same_data
 from toolkit.data.images import Images
 from toolkit.reporting import Note
@@ -34,7 +33,7 @@ class Reference:
         images: uint8 (RANDOM_COUNT + N, 32, 32, 3), RGB: the random images, then the whole test set.
         labels: int64 (N,), of the test images.
         checkpoint: the exported network; None if it is not known.
-        logits: float32 (RANDOM_COUNT + N, 10), of the checkpoint; None without one.
+        logits: float32 (RANDOM_COUNT + N, K), of the checkpoint; None without one.
     """
 
     name: str
@@ -84,9 +83,9 @@ def to_pixels(images: NDArray[np.uint8]) -> Tensor:
 
 
 def _torch_logits(checkpoint: Checkpoint, images: NDArray[np.uint8]) -> Float32:
-    """float32 (N, 10), on the CPU, without any code of the export."""
+    """float32 (N, K), on the CPU, without any code of the export."""
     network = checkpoint.network()
-    normalize = transforms.Normalize(MEAN, STD)
+    normalize = transforms.Normalize(checkpoint.statistics.mean, checkpoint.statistics.std)
     batches = (images[start : start + TEST_BATCH] for start in range(0, len(images), TEST_BATCH))
     with torch.inference_mode():
         logits: Float32 = torch.cat([network(normalize(to_pixels(batch))) for batch in batches]).numpy()

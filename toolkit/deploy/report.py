@@ -40,6 +40,7 @@ class Figures:
         test_images: size of the test set.
         test_correct: test images that the model classifies correctly.
         test_accuracy: in [0, 1].
+        test_accuracy_interval: the 95% interval of the accuracy, by Wilson.
         required_correct: the floor as a count of images.
         near_ties: test images whose two best logits are so close that either may be first (fp32 only, else 0).
         reference_correct: test images that PyTorch classifies correctly, in float32.
@@ -61,6 +62,7 @@ class Figures:
     test_images: int | None = None
     test_correct: int | None = None
     test_accuracy: float | None = None
+    test_accuracy_interval: tuple[float, float] | None = None
     required_correct: int | None = None
     near_ties: int | None = None
     reference_correct: int | None = None

@@ -7,8 +7,9 @@ from onnx import ModelProto
 from toolkit.data.dataset import DataSource, require_same_data
 from toolkit.data.images import Images
 from toolkit.deploy import graph, quantize
+from toolkit.deploy.accuracy import choose_floor
 from toolkit.deploy.export import build_model
-from toolkit.deploy.gate import MIN_ACCURACY, Gate, GateProvider, check_arguments
+from toolkit.deploy.gate import Gate, GateProvider, check_arguments
 from toolkit.deploy.reference import prepare_reference
 from toolkit.deploy.report import Report
 from toolkit.inference.model_file import read_model_bytes
@@ -21,7 +22,7 @@ def verify(
     *,
     data: DataSource,
     checkpoint: Path | None = None,
-    min_accuracy: float = MIN_ACCURACY,
+    min_accuracy: float | None = None,
     provider: GateProvider = "cpu",
     note: Note = ignore,
 ) -> Report:
@@ -32,18 +33,19 @@ def verify(
         data: the data that the model was trained on; the gate reads its whole test set.
         checkpoint: the checkpoint that the model was exported from; without it, neither the graph nor parity with
             PyTorch is checked.
-        min_accuracy: required accuracy on the test set, in (0, 1].
+        min_accuracy: required accuracy on the test set, in (0, 1]; None for that of the data set (`FLOORS`).
         provider: the provider on which ONNX Runtime must run the model.
         note: called with a few words at each stage.
 
     Raises:
         Rejected: a check failed; its `report` ends with that check.
-        UsageError: `min_accuracy` or `provider` is invalid.
+        UsageError: `min_accuracy` or `provider` is invalid, or the data set has no required accuracy of its own.
         ToolkitError: no such file, the checkpoint cannot be read or was trained on other data, or ONNX Runtime does
             not run on `provider` here.
     """
     check_arguments(min_accuracy=min_accuracy, provider=provider)
     trained = load_checkpoint(checkpoint) if checkpoint else None
+    min_accuracy = choose_floor(min_accuracy, data=data.name, val_accuracy=trained.val_accuracy if trained else None)
     gate = Gate(read_model_bytes(model), min_accuracy=min_accuracy, provider=provider)
     gate.check_file(data.class_names)
     reference = prepare_reference(data, trained, note=note)
@@ -70,7 +72,7 @@ def rebuild(checkpoint: Checkpoint, gate: Gate, train: Images, *, note: Note) ->
     found = gate.model
     assert found is not None
     model, _ = build_model(
-        checkpoint.network(),
+        checkpoint,
         train=train,
         precision=graph.precision_of(found),
         target=quantize.target_of(found),

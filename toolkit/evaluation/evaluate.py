@@ -22,6 +22,8 @@ from toolkit.runs.seeds import SeedRuns, spread
 
 ONNX_BATCH = 500  # images at a time
 
+_SUMMARIZED = ("accuracy", "macro_accuracy", "top5_accuracy", "loss", "calibration_error")  # over several seeds
+
 
 def load_model(path: Path, *, provider: str = "auto", device: str = "auto") -> Checkpoint | Session:
     """Load a checkpoint or open an ONNX file, told apart by their contents.
@@ -68,7 +70,8 @@ def evaluate(model: Path | Checkpoint | Session, *, source: DataSource, device: 
     if isinstance(model, Checkpoint):
         network = model.network().to(choose_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
         test = source.test()
-        return measure(compute_logits(network, test.images), test.labels, model.class_names)
+        logits = compute_logits(network, test.images, statistics=model.statistics)
+        return measure(logits, test.labels, model.class_names)
     if model.class_names != source.class_names:
         raise ToolkitError(
             f"{what}: names its outputs {', '.join(model.class_names)}, but the labels of {source.name} are "
@@ -121,9 +124,8 @@ class SeedsMetrics:
                 zip(self.seed_runs.runs, self.epochs, self.metrics, strict=True)
             )
         ]
-        figures = {
-            name: asdict(spread(row[name] for row in rows)) for name in ("accuracy", "loss", "calibration_error")
-        }
+        names = [name for name in _SUMMARIZED if rows[0][name] is not None]
+        figures = {name: asdict(spread(row[name] for row in rows)) for name in names}
         for row in rows:
             del row["confusion"]
         return {"folder": as_text(self.seed_runs.path), "n": self.seed_runs.n, "figures": figures, "seeds": rows}

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.metrics import Metrics
-from toolkit.files import display, replacing
+from toolkit.files import display, replacing, shorten
 from toolkit.inference.image import read_image
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from toolkit.inference.pipeline import Prediction
 
 MAX_PICTURES = 36  # in one picture of predictions
+MATRIX_CLASSES = 20  # the largest confusion matrix that is drawn
+MAX_PAIRS = 30  # in place of a larger one
 
 
 def plot_curves(records: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:
@@ -46,10 +48,40 @@ def plot_curves(records: Sequence[dict[str, Any]], path: Path, *, title: str) ->
 
 
 def plot_confusion(metrics: Metrics, path: Path, *, title: str) -> None:
-    """The confusion matrix: a row for each true class, in percent of its images."""
-    names = metrics.class_names
+    """The confusion matrix; above `MATRIX_CLASSES` classes, where it could not be read, the most confused pairs."""
+    heading = f"{title}\n{metrics.accuracy:.2%} of {metrics.images:,} images"
+    if len(metrics.class_names) > MATRIX_CLASSES:
+        _plot_most_confused(metrics, path, heading=heading)
+    else:
+        _plot_matrix(metrics, path, heading=f"{heading}, row percent")
+
+
+def _plot_most_confused(metrics: Metrics, path: Path, *, heading: str) -> None:
+    """A bar for each of the most frequent pairs of a true and a predicted class."""
+    pairs = metrics.most_confused()
+    shown = pairs[:MAX_PAIRS]
+    figure = Figure(figsize=(8, 1.5 + 0.28 * max(len(shown), 1)), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(shown))
+    axes.barh(places, [count for _, _, count in shown], color="tab:blue")
+    axes.set_yticks(places, [f"{_axis_name(true)} as {_axis_name(predicted)}" for true, predicted, _ in shown])
+    axes.invert_yaxis()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel=f"images; the {len(shown)} most confused pairs of {len(pairs):,}", title=heading)
+    save_figure(figure, path)
+
+
+def _axis_name(name: str) -> str:
+    """A class name as it is: Matplotlib would set the text between two dollar signs as a formula."""
+    return shorten(name, limit=40).replace("$", r"\$")
+
+
+def _plot_matrix(metrics: Metrics, path: Path, *, heading: str) -> None:
+    """A row for each true class, in percent of its images."""
+    names = [_axis_name(name) for name in metrics.class_names]
     rows = [[100 * count / max(sum(row), 1) for count in row] for row in metrics.confusion]
-    figure = Figure(figsize=(7.2, 6.4), layout="constrained")
+    side = max(4.0, 2.4 + 0.42 * len(names))
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(rows, cmap="Blues", vmin=0, vmax=100)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
@@ -57,7 +89,7 @@ def plot_confusion(metrics: Metrics, path: Path, *, title: str) -> None:
     axes.set(
         xlabel="predicted",
         ylabel="true",
-        title=f"{title}\n{metrics.accuracy:.2%} of {metrics.images:,} images, row percent",
+        title=heading,
     )
     for i, row in enumerate(rows):
         for j, percent in enumerate(row):

@@ -50,8 +50,9 @@ _INPUT_FORMS: dict[str, tuple[str, str, _Shape, int | None]] = {
 }
 _EXPECTED = (
     "input images, uint8 (batch, 32, 32, 3) or float32 (batch, 3, 32, 32), or picture, uint8 (height, width, 3); "
-    "outputs logits and probabilities, float32 (batch, 10), of a picture (1, 10)"
+    "outputs logits and probabilities, float32 (batch, K) for K classes, of a picture (1, K)"
 )
+_MIN_CLASSES, _MAX_CLASSES = 2, 1000
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Session:
         note: under `auto`, why an NVIDIA GPU of this machine is not used; else None.
         threads: processor threads per call.
         input_form: "uint8-nhwc", "float-nchw" or "picture", the input of the file.
-        class_names: the ten classes, in the order of the outputs.
+        class_names: one for each of the K classes, in the order of the outputs.
         metadata: the properties under `cifar.`, without that prefix; only `cifar verify` checks them.
     """
 
@@ -83,7 +84,7 @@ class Session:
         return self.input_form == "picture"
 
     def logits_and_probabilities(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Run the model on uint8 RGB images (N, 32, 32, 3); return both outputs, float32 (N, 10) each.
+        """Run the model on uint8 RGB images (N, 32, 32, 3); return both outputs, float32 (N, K) each.
 
         With `takes_pictures`, images of any size: (N, height, width, 3). The model then runs once for each.
 
@@ -108,7 +109,7 @@ class Session:
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise ToolkitError(f"{display(self.path)}: the model failed: {first_line(error)}") from error
         for output in outputs:
-            if output.shape != (rows, 10):
+            if output.shape != (rows, len(self.class_names)):
                 raise ToolkitError(f"{display(self.path)}: returned {output.shape} for {rows} images")
         return cast("tuple[NDArray[np.float32], NDArray[np.float32]]", tuple(outputs))
 
@@ -144,11 +145,11 @@ def open_model(path: str | os.PathLike[str], *, provider: str = "auto", threads:
     else:
         onnx = _open_on(provider, content, options, display(path))
     try:
-        input_form = _check_interface(onnx, display(path))
+        input_form, classes = _check_interface(onnx, display(path))
         metadata = _metadata(onnx)
     except UnicodeDecodeError as error:
         raise ToolkitError(f"{display(path)}: is damaged: a name or property is not valid UTF-8 ({error})") from error
-    class_names = _class_names(metadata, display(path))
+    class_names = _class_names(metadata, classes, display(path))
     return Session(Path(path), provider, note, threads, input_form, class_names, metadata, onnx)
 
 
@@ -261,20 +262,30 @@ def _captured_output() -> Iterator[io.StringIO]:
         onnxruntime.set_default_logger_severity(_WARNING)
 
 
-def _check_interface(session: onnxruntime.InferenceSession, name: str) -> str:
-    """Return the form of the input. Raises `ToolkitError` if inputs or outputs differ from the contract."""
+def _check_interface(session: onnxruntime.InferenceSession, name: str) -> tuple[str, int]:
+    """Return the form of the input and the number of classes.
+
+    Raises:
+        ToolkitError: inputs or outputs differ from the contract.
+    """
     inputs = {value.name: (value.type, value.shape) for value in session.get_inputs()}
     outputs = {value.name: (value.type, value.shape) for value in session.get_outputs()}
+    classes = outputs.get("logits", ("", [None]))[1][-1:]  # empty for a scalar
+    count: Any = classes[0] if classes else None
     for form, (input_name, kind, shape, rows) in _INPUT_FORMS.items():
-        output = ("tensor(float)", [rows, 10])
+        output = ("tensor(float)", [rows, count])
         required = {input_name: (kind, shape)}, {"logits": output, "probabilities": output}
-        if (_unnamed(inputs), _unnamed(outputs)) == required:
-            return form
+        if (_unnamed(inputs), _unnamed(outputs)) == required and _is_class_count(count):
+            return form, count
     found = f"inputs {_describe(inputs)}; outputs {_describe(outputs)}"
     raise ToolkitError(
         f"{name}: has another interface than the models of this toolkit. Found: {display(found)[:500]}. "
         f"Expected: {_EXPECTED}. `cifar export` writes such files"
     )
+
+
+def _is_class_count(count: object) -> bool:
+    return isinstance(count, int) and _MIN_CLASSES <= count <= _MAX_CLASSES
 
 
 def _unnamed(values: Mapping[str, tuple[str, list[Any]]]) -> dict[str, tuple[str, _Shape]]:
@@ -296,7 +307,7 @@ def _metadata(session: onnxruntime.InferenceSession) -> dict[str, str]:
     }
 
 
-def _class_names(metadata: Mapping[str, str], name: str) -> tuple[str, ...]:
+def _class_names(metadata: Mapping[str, str], classes: int, name: str) -> tuple[str, ...]:
     found = metadata.get("class_names", "")
     try:
         names = json.loads(found)
@@ -304,12 +315,12 @@ def _class_names(metadata: Mapping[str, str], name: str) -> tuple[str, ...]:
         names = None
     if (
         isinstance(names, list)
-        and len(names) == 10
+        and len(names) == classes
         and all(isinstance(label, str) and label and label.isprintable() for label in names)
-        and len(set(names)) == 10
+        and len(set(names)) == classes
     ):
         return tuple(names)
     raise ToolkitError(
-        f"{name}: does not name its ten outputs: its property {METADATA_PREFIX}class_names is "
-        f"{display(found)[:100] or 'missing'}, not a JSON list of ten different names; `cifar export` writes it"
+        f"{name}: does not name its {classes} outputs: its property {METADATA_PREFIX}class_names is "
+        f"{display(found)[:100] or 'missing'}, not a JSON list of {classes} different names; `cifar export` writes it"
     )

@@ -54,7 +54,9 @@ class Run:
     # The keys of models.MODELS, which cannot be imported without torch:
     model: Literal["resnet20", "resnet20-wide", "resnet32", "m6"] = _key("resnet20", "network, see `cifar models`")
     seed: int = _key(0, "seed of the initial weights, the order and the augmentation", low=0, high=2**31 - 1)
-    val_size: int = _key(5000, "training images held out for validation; 0 to train on all", low=0, high=MAX_COUNT)
+    val_size: float = _key(
+        5000, "training images held out for validation; below 1: share of each class; 0: none", low=0, high=MAX_COUNT
+    )
     precision: Literal["auto", "float32", "bfloat16"] = _key("auto", "number format of the forward pass")
 
 
@@ -295,6 +297,10 @@ def _check(value: Any, entry: "dataclasses.Field[Any]", what: str) -> Any:
         value = float(value)
     if type(value) is not entry.type:
         raise UsageError(f"{what} must be {_TYPE_NAMES[entry.type]}, not {shown}")
+    if entry.name == "val_size" and value >= 1:
+        if value != int(value if math.isfinite(value) else 0):
+            raise UsageError(f"{what} must be a whole number of images, or a share below 1, not {shown}")
+        value = int(value)
     low, high = entry.metadata["low"], entry.metadata["high"]
     if low is not None and not (low <= value <= high and math.isfinite(value)):
         bounds = f"from {low}" + (f" to {high}" if math.isfinite(high) else "")

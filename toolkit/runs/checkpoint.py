@@ -19,12 +19,15 @@ except ImportError as error:
         name="models",
         path=error.path,
     ) from error
+from toolkit.data.channels import CIFAR10_STATISTICS, ChannelStatistics
 from toolkit.data.listing import MAX_CLASSES, MAX_NAME_LENGTH
 from toolkit.errors import ToolkitError
 from toolkit.files import display, quote, replacing
 from toolkit.runs.archive import are_plain, read_archive
 
 FORMAT = 1
+
+SHIPPED_CHECKPOINT = Path(__file__).parents[1] / "weights" / "checkpoint.pt"
 
 _KINDS: dict[str, Any] = {
     "model": str,
@@ -37,6 +40,14 @@ _KINDS: dict[str, Any] = {
     "weights": dict,
     "training": dict | None,
     "teacher": dict | None,
+    "init": dict | None,
+    "channels": dict,
+}
+# What files lack that were written before the key existed, and are still written without.
+_DEFAULTS: dict[str, Any] = {
+    "teacher": None,
+    "init": None,
+    "channels": {"mean": list(CIFAR10_STATISTICS.mean), "std": list(CIFAR10_STATISTICS.std)},
 }
 
 
@@ -55,7 +66,9 @@ class Checkpoint:
         weights: the network's state dict, on the CPU; the averages, if the recipe averages.
         training: state from which training resumes (optimizer, seconds, precision; if the recipe averages, also the
             weights themselves and the number of averaged steps); None in a checkpoint that cannot be resumed.
-        teacher: identity of the teacher (`teacher_identity`); None without one.
+        teacher: identity of the teacher (`identity_of`); None without one.
+        init: identity of the checkpoint that the run started from; None for random weights.
+        statistics: by which the network's images are normalized.
         sha256: of the file that was loaded; None for a checkpoint in memory.
     """
 
@@ -69,6 +82,8 @@ class Checkpoint:
     weights: dict[str, Tensor]
     training: dict[str, Any] | None = None
     teacher: dict[str, Any] | None = None
+    init: dict[str, Any] | None = None
+    statistics: ChannelStatistics = CIFAR10_STATISTICS
     sha256: str | None = None
 
     def network(self) -> ResNet:
@@ -96,11 +111,12 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     Raises:
         ToolkitError: the file cannot be written.
     """
-    values = {field: getattr(checkpoint, field) for field in _KINDS}
+    values = {field: getattr(checkpoint, field) for field in _KINDS if field != "channels"}
+    statistics = checkpoint.statistics
+    values["channels"] = {"mean": list(statistics.mean), "std": list(statistics.std)}
     values |= {"format": FORMAT, "class_names": list(checkpoint.class_names)}
     values["weights"] = dict(checkpoint.weights)  # a state dict carries attributes
-    if checkpoint.teacher is None:
-        del values["teacher"]  # the format of files before distillation
+    values = {field: value for field, value in values.items() if field not in _DEFAULTS or value != _DEFAULTS[field]}
     content = io.BytesIO()  # on a full disk, torch's own error does not name the cause
     torch.save(values, content)
     with replacing(path) as temporary:
@@ -119,10 +135,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     form = values.pop("format", None) if isinstance(values, dict) else None
     if not isinstance(form, int) or form != FORMAT:
         raise ToolkitError(f"{display(path)} is not a checkpoint of this toolkit (format {FORMAT})")
-    values.setdefault("teacher", None)
+    values = _DEFAULTS | values
     if fault := _find_fault(values):
         raise ToolkitError(f"{display(path)} is not a complete checkpoint: {fault}")
-    return Checkpoint(**(values | {"class_names": tuple(values["class_names"]), "sha256": sha256}))
+    channels = values.pop("channels")
+    statistics = ChannelStatistics(tuple(channels["mean"]), tuple(channels["std"]))
+    names = tuple(values["class_names"])
+    return Checkpoint(**(values | {"class_names": names, "statistics": statistics, "sha256": sha256}))
 
 
 def _find_fault(values: dict[str, Any]) -> str | None:
@@ -148,6 +167,8 @@ def _find_fault(values: dict[str, Any]) -> str | None:
         return f"a class name has more than {MAX_NAME_LENGTH} characters"
     if arguments.get("num_classes", 10) != len(names) or len(names) > MAX_CLASSES:
         return f"{len(names)} class names for {quote(arguments.get('num_classes', 10))} classes"
+    if not _are_statistics(values["channels"]):
+        return f"the mean and standard deviation of its channels are {quote(values['channels'])}"
     if not all(isinstance(value, str) for value in values["data"].values()):
         return f"the identity of its data is {quote(values['data'])}"
     if not all(isinstance(value, Tensor) for value in values["weights"].values()):
@@ -157,14 +178,24 @@ def _find_fault(values: dict[str, Any]) -> str | None:
     return None
 
 
+def _are_statistics(channels: dict[str, Any]) -> bool:
+    """Whether these are three means and three standard deviations above 0."""
+    if channels.keys() != {"mean", "std"} or not all(isinstance(values, list) for values in channels.values()):
+        return False
+    numbers = [*channels["mean"], *channels["std"]]
+    if len(channels["mean"]) != 3 or len(numbers) != 6 or not all(type(number) is float for number in numbers):
+        return False
+    return all(0 <= number <= 1 for number in numbers) and min(channels["std"]) > 0
+
+
 def _describe(value: Any) -> str:
     """Plain values themselves, others by type: nested ones may be endless."""
     return quote(value) if isinstance(value, str | int | float | None) else f"of the type {type(value).__name__}"
 
 
-def teacher_identity(teacher: Checkpoint) -> dict[str, Any]:
-    """The record of a teacher in a run: "model", "recipe" and "weights_sha256"."""
-    return {"model": teacher.model, "recipe": teacher.recipe, "weights_sha256": _sha256(teacher.weights)}
+def identity_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The record of a teacher, or of initial weights, in a run: "model", "recipe" and "weights_sha256"."""
+    return {"model": checkpoint.model, "recipe": checkpoint.recipe, "weights_sha256": _sha256(checkpoint.weights)}
 
 
 def _sha256(weights: dict[str, Tensor]) -> str:

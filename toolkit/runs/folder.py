@@ -1,5 +1,6 @@
 """The run folder: recipe, metrics, checkpoints, summary and pictures of one training run; finding runs."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import create_whole, display, open_regular, quote, replacing, shorten
 from toolkit.recipes.recipe import Recipe, load_recipe
 from toolkit.reporting import Note, ignore
+from toolkit.runs.checkpoint import Checkpoint, save_checkpoint
 
 RUNS = Path("runs")
 
@@ -43,6 +45,11 @@ class RunFolder:
     def teacher(self) -> Path:
         """Copy of the teacher's checkpoint, in a run that distils."""
         return self.path / "teacher.pt"
+
+    @property
+    def init(self) -> Path:
+        """The checkpoint that the run starts from; missing where it starts from random weights."""
+        return self.path / "init.pt"
 
     @property
     def summary(self) -> Path:
@@ -86,6 +93,12 @@ class RunFolder:
         """Write `recipe.toml`, creating the folder if needed. Raises `ToolkitError` if it cannot be written."""
         with replacing(self.path / "recipe.toml") as temporary:
             temporary.write_text(recipe.as_toml(), encoding="utf-8")
+
+    def write_beginning(self, recipe: Recipe, init: Checkpoint | None) -> None:
+        """Write all that determines the run, the recipe last: it marks the folder as a run."""
+        if init is not None:
+            save_checkpoint(dataclasses.replace(init, training=None), self.init)
+        self.write_recipe(recipe)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one epoch's line to `metrics.jsonl`."""
@@ -167,7 +180,9 @@ class RunFolder:
         )
 
 
-def create_run(recipe: Recipe, *, stem: str, name: str | None = None, root: Path = RUNS) -> RunFolder:
+def create_run(
+    recipe: Recipe, *, stem: str, name: str | None = None, root: Path = RUNS, init: Checkpoint | None = None
+) -> RunFolder:
     """Create a folder under `root` that holds the recipe; an existing folder is never used.
 
     The folder appears with the recipe in it, so that a run whose process is killed at any moment can be resumed.
@@ -177,6 +192,7 @@ def create_run(recipe: Recipe, *, stem: str, name: str | None = None, root: Path
         stem: name of a run without `name`; a number is added if it is taken.
         name: requested name.
         root: the folder of runs.
+        init: the checkpoint that the run starts from, written as `init.pt`; None for random weights.
 
     Raises:
         UsageError: the name is taken, or cannot be the name of a folder.
@@ -186,7 +202,7 @@ def create_run(recipe: Recipe, *, stem: str, name: str | None = None, root: Path
         require_name(name)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        return RunFolder(_make_folder(root, [name] if name else _numbered(stem), recipe))
+        return RunFolder(_make_folder(root, [name] if name else _numbered(stem), recipe, init))
     except OSError as error:
         raise ToolkitError(f"cannot create a run folder in {display(root)}: {error.strerror or error}") from error
 
@@ -203,12 +219,12 @@ def _numbered(stem: str) -> list[str]:
     return [stem, *(f"{stem}-{number}" for number in range(2, 10_000))]
 
 
-def _make_folder(root: Path, names: list[str], recipe: Recipe) -> Path:
+def _make_folder(root: Path, names: list[str], recipe: Recipe, init: Checkpoint | None) -> Path:
     """Create the first folder that does not exist yet; the rename decides, so two processes never share one."""
     for name in names:
         try:
             with create_whole(root / name) as temporary:
-                RunFolder(temporary).write_recipe(recipe)
+                RunFolder(temporary).write_beginning(recipe, init)
         except FileExistsError:
             continue
         return root / name

@@ -21,16 +21,16 @@ from toolkit.data.dataset import DataSource, data_identity, require_same_data
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import replacing, shorten
 from toolkit.recipes.recipe import Recipe, recipe_keys
-from toolkit.runs.checkpoint import Checkpoint, load_checkpoint, teacher_identity
+from toolkit.runs.checkpoint import Checkpoint, identity_of, load_checkpoint
 from toolkit.runs.folder import RUNS, RunFolder, require_name
 
 FIGURES = (  # summarized over the seeds; those that need validation images may be absent
-    "best_val_accuracy", "val_accuracy", "val_loss", "train_accuracy", "train_loss", "generalisation_gap",
-    "training_seconds",
+    "best_val_accuracy", "val_accuracy", "val_macro_accuracy", "val_loss", "train_accuracy", "train_loss",
+    "generalisation_gap", "training_seconds",
 )  # fmt: skip
 CONDITIONS = (  # recorded once if equal for all seeds, else for each seed
-    "model", "parameters", "epochs", "train_images", "val_images", "device", "step", "precision", "data", "teacher",
-    "libraries",
+    "model", "parameters", "epochs", "train_images", "val_images", "device", "step", "precision", "data", "findings",
+    "init", "teacher", "libraries",
 )  # fmt: skip
 
 
@@ -110,13 +110,13 @@ class SeedRuns:
         rows = [_figures_of(run, summary) for run, summary in zip(self.runs, summaries, strict=True)]
         common: dict[str, Any] = {}
         for name in CONDITIONS:
-            values = [summary[name] for summary in summaries]
+            values = [summary.get(name) for summary in summaries]  # older summaries lack the newer conditions
             if all(value == values[0] for value in values):
                 common[name] = values[0]
             else:
                 for row, value in zip(rows, values, strict=True):
                     row[name] = value
-        present = [name for name in FIGURES if all(row[name] is not None for row in rows)]
+        present = [name for name in FIGURES if all(row.get(name) is not None for row in rows)]
         figures = {name: asdict(spread(row[name] for row in rows)) for name in present}
         result = {"n": self.n, **common, "figures": figures, "seeds": rows}
         with replacing(self.summary) as temporary:
@@ -156,6 +156,7 @@ def begin_seeds(
     name: str,
     root: Path = RUNS,
     teacher: Checkpoint | None = None,
+    init: Checkpoint | None = None,
 ) -> SeedRuns:
     """Create the run folders of the seeds 0 to `seeds` - 1; keep those that exist.
 
@@ -169,11 +170,13 @@ def begin_seeds(
         name: of the folder under `root`.
         root: the folder of runs.
         teacher: the teacher that `train` will get.
+        init: the checkpoint that every run starts from; None for random weights.
 
     Raises:
         UsageError: fewer than one seed, or fewer than exist; the folder holds runs of another recipe, or is a single
             run; `name` cannot name a folder.
-        ToolkitError: the existing runs have other data or another teacher; a file cannot be read or written.
+        ToolkitError: the existing runs have other data, another teacher or other initial weights; a file cannot be read
+            or written.
     """
     if seeds < 1:
         raise UsageError(f"the number of seeds must be a whole number from 1, not {seeds}")
@@ -190,11 +193,12 @@ def begin_seeds(
             )
         if other := _find_other_recipe(begun, recipe):
             raise UsageError(f"{other}: use that recipe, or another --name")
+        _require_same_init(begun, init)
         _require_same_origin(begun, source, teacher)
     seed_runs = SeedRuns(path, seeds)
     for seed, run in enumerate(seed_runs.runs):
         if not (run.path / "recipe.toml").is_file():
-            run.write_recipe(_with_seed(recipe, seed))
+            run.write_beginning(_with_seed(recipe, seed), init)
     return seed_runs
 
 
@@ -234,12 +238,23 @@ def _describe_differences(before: Recipe, now: Recipe) -> str:
     return ", ".join(f"{name} was {old!r}, now {new!r}" for name, old, new in pairs if old != new)
 
 
+def _require_same_init(begun: SeedRuns, init: Checkpoint | None) -> None:
+    """Raise `ToolkitError` if existing runs start from other weights."""
+    wanted = identity_of(init) if init else None
+    for run in begun.runs:
+        if not (run.path / "recipe.toml").is_file():
+            continue  # not yet created
+        found = identity_of(load_checkpoint(run.init)) if run.init.is_file() else None
+        if found != wanted:
+            raise ToolkitError(f"the run {run.path} starts from other weights: use the same --init, or another --name")
+
+
 def _require_same_origin(begun: SeedRuns, source: DataSource, teacher: Checkpoint | None) -> None:
     """Raise `ToolkitError` if trained runs have other data or another teacher."""
     trained = [run for run in begun.runs if run.last.is_file()]
     if trained:  # else the images need not be read
         present = data_identity(source.name, source.train())
-        identity = teacher_identity(teacher) if teacher else None
+        identity = identity_of(teacher) if teacher else None
         for run in trained:
             last = load_checkpoint(run.last)
             require_same_data(last.data, present, what=f"the run {run.path}")

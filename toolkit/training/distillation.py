@@ -57,7 +57,7 @@ def require_fitting(teacher: Checkpoint | None, recipe: Recipe, class_names: tup
     teachers = Recipe.from_dict(teacher.recipe, where="the teacher's recipe").run.val_size
     if held_out not in (0, teachers):
         raise ToolkitError(
-            f"the teacher was trained with a val_size of {teachers}, this run holds out {held_out}: it may have seen "
-            f"images that its student is validated on. Take --val-size {teachers}, or train a teacher with "
-            f"--val-size {held_out}"
+            f"the teacher was trained with a val_size of {teachers:g}, this run holds out {held_out:g}: it may have "
+            f"seen images that its student is validated on. Take --val-size {teachers:g}, or train a teacher with "
+            f"--val-size {held_out:g}"
         )

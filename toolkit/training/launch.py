@@ -7,22 +7,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from toolkit.data.dataset import DataSource, find_data
+from toolkit.data.dataset import FOUND_BY_NAME, PICTURES, DataSource, find_data
 from toolkit.data.download import Progress as DownloadProgress
 from toolkit.device import choose_device
 from toolkit.errors import UsageError
 from toolkit.interrupt import describe_interrupt
-from toolkit.recipes.recipe import Recipe, load_recipe, scale_warmup
-from toolkit.reporting import Note, ignore
+from toolkit.recipes.recipe import Recipe, load_recipe, preset_names, scale_warmup
+from toolkit.reporting import Note, Progress, ignore
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint
 from toolkit.runs.folder import RUNS, RunFolder, create_run, find_checkpoint, open_run, require_name, unfinished_run
+from toolkit.runs.location import DataLocation, location_beside
 from toolkit.runs.seeds import SeedRuns, begin_seeds
 from toolkit.training.distillation import require_fitting
+from toolkit.training.initialize import load_initial
 from toolkit.training.step import StepMode, choose_mode
 from toolkit.training.tensorboard import require_tensorboard, tensorboard_log
 from toolkit.training.trainer import EpochRecord, train
 
 GPU_SHARE = 0.25  # several of these small trainings fit one GPU
+PICTURES_VAL_SIZE = 0.1  # of a preset on the user's own pictures: the presets' own numbers are meant for CIFAR-10
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,11 @@ class LaunchOptions:
     """The options of `cifar train`.
 
     Attributes:
-        recipe: a preset or a file; None for `reference`.
+        recipe: a preset or a file; None for `reference`, or with `init` for `finetune`.
         changes: keys of the recipe that replace its own, nested as in a recipe file.
         data: as `find_data` takes it.
+        skip_damaged: continue without pictures that cannot be read.
+        init: a run, a checkpoint or "shipped" to start from; None for random weights.
         teacher: a run or a checkpoint to distil from.
         name: of the run's folder, or of the folder of seeds; None for one made from recipe, model and seed.
         runs: the folder of runs.
@@ -47,6 +52,8 @@ class LaunchOptions:
     recipe: str | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     data: str | None = None
+    skip_damaged: bool = False
+    init: str | None = None
     teacher: str | None = None
     name: str | None = None
     runs: Path = RUNS
@@ -62,6 +69,7 @@ class LaunchOptions:
         """The command that resumes, with the options that the interrupted one had."""
         words = ["cifar", "train", *arguments]
         words += ["--data", self.data] if self.data else []
+        words += ["--skip-damaged"] if self.skip_damaged else []
         words += ["--device", self.device] if self.device != "auto" else []
         words += ["--step", self.step] if self.step != "auto" else []
         words += ["--tensorboard"] if self.tensorboard else []
@@ -105,6 +113,7 @@ def launch(
     display: MakeDisplay,
     note: Note = ignore,
     download_progress: DownloadProgress = ignore,
+    on_pictures: Progress = ignore,
     train_elsewhere: TrainElsewhere | None = None,
 ) -> Launched:
     """Train what the options ask for. All that can be checked without the data is checked before they are fetched.
@@ -113,7 +122,7 @@ def launch(
         options: see there.
         display: makes the display of one run: `toolkit.display.TrainingDisplay`.
         note: called with one line before each run.
-        download_progress: see `find_data`.
+        download_progress, on_pictures: see `find_data`.
         train_elsewhere: trains the unfinished runs of several seeds to their end, instead of one after the other here.
 
     Raises:
@@ -127,7 +136,7 @@ def launch(
         require_tensorboard()
     if train_elsewhere is not None and options.seeds is None:
         raise UsageError("--on trains several seeds at once: give their number with --seeds N")
-    launcher = _Launcher(options, display, note, download_progress, train_elsewhere)
+    launcher = _Launcher(options, display, note, download_progress, on_pictures, train_elsewhere)
     if options.resume is not None:
         return launcher.resume_run(options.resume)
     if options.seeds is not None:
@@ -144,19 +153,21 @@ class _Launcher:
         display: MakeDisplay,
         note: Note,
         download_progress: DownloadProgress,
+        on_pictures: Progress,
         train_elsewhere: TrainElsewhere | None,
     ) -> None:
-        self.options, self.display, self.note, self.download_progress = options, display, note, download_progress
+        self.options, self.display, self.note = options, display, note
+        self.download_progress, self.on_pictures = download_progress, on_pictures
         self.train_elsewhere = train_elsewhere
 
     def resume_run(self, name: str) -> Launched:
         options = self.options
         if options.seeds is not None:
             raise UsageError("--resume resumes one run: leave out --seeds, which resumes its own runs by itself")
-        if options.changes or options.name or options.teacher or options.recipe:
+        if options.changes or options.name or options.teacher or options.recipe or options.init:
             raise UsageError(
-                "--resume uses the run's own recipe and teacher: leave out --recipe, --name, --teacher and the flags "
-                "of the recipe"
+                "--resume uses the run's own recipe, teacher and initial weights: leave out --recipe, --name, "
+                "--teacher, --init and the flags of the recipe"
             )
         run = open_run(name, root=options.runs)
         if run.is_finished:
@@ -164,9 +175,11 @@ class _Launcher:
         return self._train(run, source=self._find_data(run.last), resume=True)
 
     def train_new_run(self) -> Launched:
-        recipe, teacher = self._recipe(), self._teacher()
+        init, teacher = self._init(), self._teacher()
+        recipe = self._recipe(init)
         require_fitting(teacher, recipe, teacher.class_names if teacher else ())
         source = self._find_data()
+        recipe = self._fit_to_data(recipe, source)
         require_fitting(teacher, recipe, source.class_names)
         stem = f"{self._stem(recipe)}-seed{recipe.run.seed}"
         if self.options.name is None and (unfinished := unfinished_run(stem, root=self.options.runs)):
@@ -174,21 +187,27 @@ class _Launcher:
                 f"{unfinished.path} is unfinished; this starts a new run. To resume that one instead: "
                 f"{self.options.resume_command('--resume', str(unfinished.path))}"
             )
-        run = create_run(recipe, stem=stem, name=self.options.name, root=self.options.runs)
+        run = create_run(recipe, stem=stem, name=self.options.name, root=self.options.runs, init=init)
         with _removed_if_not_begun(run):
+            self._record_location(run, source)
             return self._train(run, source=source, teacher=teacher)
 
     def train_seeds(self, seeds: int) -> Launched:
-        recipe, teacher = self._recipe(), self._teacher()
+        init, teacher = self._init(), self._teacher()
+        recipe = self._recipe(init)
         if "seed" in self.options.changes.get("run", {}):
             raise UsageError("--seeds N trains the seeds 0 to N - 1: leave out --seed")
         require_fitting(teacher, recipe, teacher.class_names if teacher else ())
         name = self.options.name or f"{self._stem(recipe)}-seeds"
-        source = self._find_data(self.options.runs / name / "seed0" / "last.pt")
+        root = self.options.runs
+        source = self._find_data(root / name / "seed0" / "last.pt")
+        recipe = self._fit_to_data(recipe, source)
         require_fitting(teacher, recipe, source.class_names)
-        seed_runs = begin_seeds(recipe, seeds=seeds, source=source, name=name, root=self.options.runs, teacher=teacher)
+        seed_runs = begin_seeds(recipe, seeds=seeds, source=source, name=name, root=root, teacher=teacher, init=init)
         with _removed_if_not_begun(*seed_runs.runs):
             unfinished = seed_runs.unfinished()
+            for run in seed_runs.runs:
+                self._record_location(run, source)
             for run in seed_runs.runs:
                 if run not in unfinished:
                     self.note(f"Finished before: {run.path}")
@@ -211,18 +230,40 @@ class _Launcher:
                 f"are kept in {seed_runs.path}. Resume with: {self._resume_seeds(seed_runs)}"
             ) from interrupt
 
-    def _recipe(self) -> Recipe:
-        recipe = load_recipe(self.options.recipe or "reference")
+    @property
+    def _recipe_name(self) -> str:
+        return self.options.recipe or ("finetune" if self.options.init else "reference")
+
+    def _recipe(self, init: Checkpoint | None) -> Recipe:
+        recipe = load_recipe(self._recipe_name)
+        if init is not None and self.options.recipe is None:
+            recipe = recipe.replaced({"run": {"model": init.model}})
         changes = scale_warmup(recipe, self.options.changes)
         if "warmup_epochs" in changes and "warmup_epochs" not in self.options.changes:
             self.note(f"Warm-up scaled with the epochs, to {changes['warmup_epochs']:g} epochs")
         return recipe.replaced(changes)
 
+    def _fit_to_data(self, recipe: Recipe, source: DataSource) -> Recipe:
+        """Under a preset, hold a share of the user's own pictures out rather than as many as of CIFAR-10."""
+        own_size = "val_size" in self.options.changes.get("run", {}) or self._recipe_name not in preset_names()
+        if source.name != PICTURES or own_size or recipe.run.val_size in (0, PICTURES_VAL_SIZE):
+            return recipe
+        self.note(f"Validation: {PICTURES_VAL_SIZE:.0%} of the training pictures; --val-size changes that")
+        return recipe.replaced({"run": {"val_size": PICTURES_VAL_SIZE}})
+
+    def _record_location(self, run: RunFolder, source: DataSource) -> None:
+        """Record where the pictures are, so that later commands find them without --data."""
+        if source.name == PICTURES and source.folder is not None:
+            DataLocation(source.folder, skip_damaged=self.options.skip_damaged).write(run.path)
+
     def _stem(self, recipe: Recipe) -> str:
         """`fast-resnet20`: the recipe, or the run folder that a recipe.toml lies in, and the model."""
-        path = Path(self.options.recipe or "reference")
+        path = Path(self._recipe_name)
         name = path.parent.name if path.name == "recipe.toml" and path.parent.name else path.stem
         return f"{name}-{recipe.run.model}"
+
+    def _init(self) -> Checkpoint | None:
+        return None if self.options.init is None else load_initial(self.options.init, root=self.options.runs)
 
     def _teacher(self) -> Checkpoint | None:
         if self.options.teacher is None:
@@ -230,16 +271,27 @@ class _Launcher:
         return load_checkpoint(find_checkpoint(self.options.teacher, root=self.options.runs))
 
     def _find_data(self, checkpoint: Path | None = None) -> DataSource:
-        """The data that the options name; without any, the demo data if the checkpoint of a resumed run used them."""
-        data = self.options.data
-        if data is None and checkpoint is not None and checkpoint.is_file():
-            data = "demo" if load_checkpoint(checkpoint).data.get("name") == "demo" else None
-        return find_data(data, progress=self.download_progress)
+        """The data that the options name; without any, those of the resumed run, as far as it records their place."""
+        data, skip_damaged = self.options.data, self.options.skip_damaged
+        if data is None and checkpoint is not None:
+            if location := location_beside(checkpoint):
+                data, skip_damaged = str(location.path), skip_damaged or location.skip_damaged
+            elif checkpoint.is_file():
+                name = load_checkpoint(checkpoint).data.get("name")
+                data = name if name in FOUND_BY_NAME else None
+        return find_data(
+            data,
+            skip_damaged=skip_damaged,
+            progress=self.download_progress,
+            on_pictures=self.on_pictures,
+            note=self.note,
+        )
 
     def _resume_seeds(self, seed_runs: SeedRuns) -> str:
         options = self.options
         recipe = str(seed_runs.runs[0].path / "recipe.toml")  # its own seed does not count
         arguments = ["--seeds", str(seed_runs.n), "--recipe", recipe, "--name", seed_runs.path.name]
+        arguments += ["--init", options.init] if options.init else []
         arguments += ["--teacher", options.teacher] if options.teacher else []
         arguments += ["--runs", str(options.runs)] if options.runs != RUNS else []
         return options.resume_command(*arguments)
@@ -256,7 +308,7 @@ class _Launcher:
         """Train one run and show its progress."""
         recipe, options = run.recipe(), self.options
         self.note(f"{'Resuming' if resume else 'Training'} {recipe.run.model} on {source.name}, in {run.path}")
-        suggest_fast = not resume and source.name == "cifar10" and options.recipe in (None, "reference")
+        suggest_fast = not resume and source.name == "cifar10" and self._recipe_name == "reference"
         shown = self.display(recipe, epochs_done=len(run.read_metrics()), suggest_fast=suggest_fast)
         log_to_tensorboard = tensorboard_log(run.path) if options.tensorboard else contextlib.nullcontext(ignore)
 

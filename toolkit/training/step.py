@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolkit.data.channels import normalize
+from toolkit.data.channels import CIFAR10_STATISTICS, ChannelStatistics, normalize
 from toolkit.errors import UsageError
 from toolkit.recipes.recipe import Recipe
 from toolkit.reporting import Note, ignore
@@ -39,6 +39,7 @@ class TrainingStep:
         recipe: augmentation and loss.
         images: the padded training images (`augment.padded`), uint8 (N, S, S, 3), on the device.
         labels: int64 (N,), on the device.
+        statistics: by which the images are normalized.
         dtype: number format of the forward pass; weights and loss stay float32.
         teacher: network in evaluation mode whose answers the recipe's distillation weight mixes into the loss; None
             for none. It sees the same augmented images.
@@ -55,6 +56,7 @@ class TrainingStep:
         recipe: Recipe,
         images: Tensor,
         labels: Tensor,
+        statistics: ChannelStatistics = CIFAR10_STATISTICS,
         dtype: torch.dtype,
         teacher: nn.Module | None = None,
         average: WeightAverage | None = None,
@@ -67,6 +69,7 @@ class TrainingStep:
         self.augmentation = recipe.data_augmentation
         self.images = images
         self.labels = labels
+        self.statistics = statistics
         self.dtype = dtype
         self.teacher = teacher
         self.average = average
@@ -104,7 +107,7 @@ class TrainingStep:
             random_crop=self.augmentation.random_crop,
             horizontal_flip=self.augmentation.horizontal_flip,
         )
-        images, labels = normalize(windows), self.labels[indices]
+        images, labels = normalize(windows, statistics=self.statistics), self.labels[indices]
         partners, weight = labels, torch.ones((), device=labels.device)
         if self.augmentation.random_erasing > 0:
             images = random_erasing(images, self.augmentation.random_erasing)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from models import ResNet, build_model
 from toolkit import __version__
 from toolkit.cores import waiting_seconds
+from toolkit.data.channels import ChannelStatistics, statistics_of
 from toolkit.data.dataset import DataSource, data_identity, require_same_data
 from toolkit.data.images import Images
 from toolkit.data.split import split_images
@@ -40,11 +41,12 @@ from toolkit.files import shorten
 from toolkit.recipes.recipe import Recipe
 from toolkit.recipes.schedule import crop_size_of, learning_rate
 from toolkit.reporting import Note, Progress, ignore
-from toolkit.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, teacher_identity
+from toolkit.runs.checkpoint import Checkpoint, identity_of, load_checkpoint, save_checkpoint
 from toolkit.runs.folder import RunFolder
 from toolkit.training.augment import padded
 from toolkit.training.averaging import WeightAverage
 from toolkit.training.distillation import require_fitting
+from toolkit.training.initialize import load_fitting_layers, require_unseen_validation
 from toolkit.training.optimizers import make_optimizer
 from toolkit.training.step import StepMode, TrainingStep, choose_mode
 
@@ -91,6 +93,9 @@ def train(
 ) -> dict[str, Any]:
     """Train by `recipe` to the end, write the files of the run folder, and return the summary.
 
+    The run starts from the weights in the folder's `init.pt` where there is one (`create_run` writes it). Validation
+    images are the data set's own, or held out of its training images by the recipe's `val_size`.
+
     `last.pt` exists before the first step and is replaced after each epoch. `best.pt` holds the epoch with the highest
     validation accuracy, or the last epoch without validation images. If the recipe averages the weights, the averages
     are validated and kept in both; `last.pt` also holds the weights themselves, from which training resumes.
@@ -101,7 +106,7 @@ def train(
 
     Args:
         recipe: of a new run; when resuming, the recipe of the run folder.
-        source: the data set; only its training images are read.
+        source: the data set; its test images are not used.
         run: from `create_run`; when resuming, from `open_run`.
         device: "auto", or a torch device.
         resume: continue after the last completed epoch on disk.
@@ -116,8 +121,9 @@ def train(
         The contents of `summary.json`.
 
     Raises:
-        ToolkitError: the loss is not finite; data, recipe or teacher are not those of the resumed run; the teacher does
-            not fit; another process trains in this folder; a file cannot be read or written.
+        ToolkitError: the loss is not finite; data, recipe, teacher or initial weights are not those of the resumed run;
+            the teacher or the initial weights do not fit; another process trains in this folder; a file cannot be read
+            or written.
         UsageError: the device or the mode cannot be used; the data cannot be split; a distillation weight without a
             teacher, or the reverse.
     """
@@ -129,6 +135,7 @@ def train(
             source=source,
             run=run,
             device=choose_device(device),
+            init=load_checkpoint(run.init) if os.path.lexists(run.init) else None,
             teacher=_load_teacher(run, recipe, source, given=teacher, resume=resume),
             mode=mode,
             note=note,
@@ -151,6 +158,7 @@ class _Trainer:
         source: DataSource,
         run: RunFolder,
         device: torch.device,
+        init: Checkpoint | None,
         teacher: Checkpoint | None,
         mode: StepMode,
         note: Note,
@@ -160,15 +168,26 @@ class _Trainer:
         self.precision = str(self.dtype).removeprefix("torch.")
         images = source.train()
         self.identity = data_identity(source.name, images)
-        self.teacher_identity = teacher_identity(teacher) if teacher else None
+        self.teacher_identity = identity_of(teacher) if teacher else None
+        self.init_identity = identity_of(init) if init else None
         if teacher is not None:
             require_same_data(teacher.data, self.identity, what="the teacher")
-        self.class_names = source.class_names
-        self.train_images, self.val_images = split_images(images, recipe.run.val_size)
+        self.class_names, self.findings = source.class_names, source.findings()
+        own_val = source.val()
+        if own_val is not None:
+            self.train_images, self.val_images = images, own_val
+        else:
+            self.train_images, self.val_images = split_images(images, recipe.run.val_size)
+        self.statistics = _choose_statistics(source.name, self.train_images, init=init, teacher=teacher)
         self.model_args: dict[str, Any] = {"num_classes": len(self.class_names), "dropout_rate": recipe.dropout_rate}
         let_cudnn_choose(device)
         self._seed(epoch=0)
         self.network: ResNet = build_model(recipe.run.model, **self.model_args)
+        self.init_note = ""
+        if init is not None:
+            if own_val is None:
+                require_unseen_validation(init, recipe, self.identity)
+            self.init_note = load_fitting_layers(self.network, init, self.class_names).describe(init)
         self._on_device(self.network)
         self.average = WeightAverage(self.network, recipe.ema_decay) if recipe.ema_decay > 0 else None
         # The network that is validated and kept:
@@ -180,6 +199,7 @@ class _Trainer:
             recipe=recipe,
             images=padded(self.train_images.images, recipe.data_augmentation.crop_padding).to(device),
             labels=self.train_images.labels.to(device),
+            statistics=self.statistics,
             dtype=self.dtype,
             teacher=self._on_device(teacher.network()) if teacher else None,
             average=self.average,
@@ -194,7 +214,14 @@ class _Trainer:
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def begin(self) -> int:
-        """Write the untrained network to disk, so that a run can be resumed from its very first epoch."""
+        """Write the initial network to disk, so that a run can be resumed from its very first epoch."""
+        if self.init_note:
+            self.note(self.init_note)
+        if self.recipe.batch_size > len(self.train_images):
+            self.note(
+                f"batch_size {self.recipe.batch_size} exceeds the {len(self.train_images):,} training images: "
+                "each epoch is one step"
+            )
         save_checkpoint(self._checkpoint(0, None, with_training=True), self.run.last)
         self.run.keep_metrics(0)  # a run that lost its last checkpoint may have some
         return 0
@@ -209,6 +236,11 @@ class _Trainer:
         if last.teacher != self.teacher_identity:
             raise ToolkitError(
                 f"{self.run.teacher} is not the teacher that the run began with: restore that file, or start a new run"
+            )
+        if last.init != self.init_identity:
+            raise ToolkitError(
+                f"{self.run.init} does not hold the weights that the run began with: restore that file, or start a new "
+                "run"
             )
         if last.training is None:
             raise ToolkitError(f"{self.run.last} holds no optimizer state, so the run cannot be resumed from it")
@@ -336,12 +368,15 @@ class _Trainer:
             weights=_plain_weights(self.result),
             training=training,
             teacher=self.teacher_identity,
+            init=self.init_identity,
+            statistics=self.statistics,
         )
 
     def _measure(self, images: Images, dtype: torch.dtype) -> Metrics | None:
         if len(images) == 0:
             return None
-        return measure(compute_logits(self.result, images.images, dtype=dtype), images.labels, self.class_names)
+        logits = compute_logits(self.result, images.images, statistics=self.statistics, dtype=dtype)
+        return measure(logits, images.labels, self.class_names)
 
     def finish(self) -> dict[str, Any]:
         """Measure the last and the best weights in float32, draw the pictures, write and return the summary."""
@@ -372,6 +407,7 @@ class _Trainer:
                 "train_accuracy": train_metrics.accuracy,
                 "train_loss": train_metrics.loss,
                 "val_accuracy": last_validation.accuracy if last_validation else None,
+                "val_macro_accuracy": last_validation.macro_accuracy if last_validation else None,
                 "val_loss": last_validation.loss if last_validation else None,
                 "generalisation_gap": gap,
             },
@@ -380,12 +416,32 @@ class _Trainer:
             "step": self.step.mode,
             "precision": self.precision,
             "data": self.identity,
+            "findings": self.findings.as_dict(),
+            "channels": dataclasses.asdict(self.statistics),
+            "init": self.init_identity,
             "teacher": self.teacher_identity,
             "libraries": library_versions(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         self.run.write_summary(summary)
         return summary
+
+
+def _choose_statistics(
+    source_name: str, train_images: Images, *, init: Checkpoint | None, teacher: Checkpoint | None
+) -> ChannelStatistics:
+    """Those of the network that the run starts from or learns from, else those of the training images.
+
+    Raises:
+        ToolkitError: initial weights and teacher normalize differently.
+    """
+    given = [checkpoint.statistics for checkpoint in (init, teacher) if checkpoint]
+    if len(set(given)) > 1:
+        raise ToolkitError(
+            "the initial weights and the teacher normalize images by different means: leave out --init, or use a "
+            "teacher that started from the same model"
+        )
+    return given[0] if given else statistics_of(source_name, train_images.images)
 
 
 def _load_teacher(

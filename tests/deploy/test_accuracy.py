@@ -1,0 +1,24 @@
+"""The required accuracy of a data set, and the interval of a measured one."""
+
+import pytest
+
+from toolkit.deploy.accuracy import choose_floor, wilson_interval
+from toolkit.errors import UsageError
+
+
+def test_floors():
+    assert choose_floor(None, data="cifar10", val_accuracy=None) == 0.91
+    assert choose_floor(0.5, data="pictures", val_accuracy=None) == 0.5
+    with pytest.raises(UsageError, match="the validation accuracy of this model is 0.8125: give --min-accuracy"):
+        choose_floor(None, data="pictures", val_accuracy=0.8125)
+    with pytest.raises(UsageError, match="no accuracy can be required of cifar100 without your choice: give"):
+        choose_floor(None, data="cifar100", val_accuracy=None)
+
+
+@pytest.mark.parametrize(
+    ("correct", "images", "low", "high"),
+    [(50, 50, 0.9287, 1.0), (0, 50, 0.0, 0.0713), (81, 263, 0.2553, 0.3662), (9230, 10_000, 0.9176, 0.9281)],
+)
+def test_wilson_interval(correct, images, low, high):
+    """The third row is Newcombe's example, Statistics in Medicine 17 (1998), table I: 0.2553 to 0.3662."""
+    assert wilson_interval(correct, images) == pytest.approx((low, high), abs=6e-5)

@@ -1,0 +1,104 @@
+"""Initial weights from another checkpoint: find it, check that it may be used, and load the layers that fit."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from toolkit.errors import ToolkitError
+from toolkit.files import display
+from toolkit.recipes.recipe import Recipe
+from toolkit.runs.checkpoint import SHIPPED_CHECKPOINT, Checkpoint, load_checkpoint
+from toolkit.runs.folder import RUNS, find_checkpoint
+
+SHIPPED = "shipped"  # "./shipped" names a file or a run
+
+
+def load_initial(name: str, *, root: Path = RUNS) -> Checkpoint:
+    """Load the checkpoint that a run starts from.
+
+    Args:
+        name: a checkpoint file, a run by name or path, or "shipped" for the model in the package.
+        root: the folder of runs.
+
+    Raises:
+        ToolkitError: no such file or run, or not a checkpoint.
+    """
+    return load_checkpoint(SHIPPED_CHECKPOINT if name == SHIPPED else find_checkpoint(name, root=root))
+
+
+def require_unseen_validation(init: Checkpoint, recipe: Recipe, identity: dict[str, str]) -> None:
+    """Check that the initial weights were not trained on images that the run validates on.
+
+    The validation images follow from their number alone. So they are images that the first run was not trained on if
+    both hold out equally many.
+
+    Args:
+        init: the checkpoint that the run starts from.
+        recipe: of the run, which holds validation images out of its training images.
+        identity: of the training images.
+
+    Raises:
+        ToolkitError: the same data with another `val_size`.
+    """
+    held_out = recipe.run.val_size
+    if held_out == 0 or init.data != identity:
+        return
+    before = Recipe.from_dict(init.recipe, where="the recipe of the initial weights").run.val_size
+    if before != held_out:
+        raise ToolkitError(
+            f"the initial weights were trained on these data with a val_size of {before:g}, and this run holds out "
+            f"{held_out:g}: they may have seen its validation images. Use --val-size {before:g}"
+        )
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The layers with weights of a network, by the source of their weights.
+
+    Attributes:
+        taken: names of the layers with weights from the checkpoint.
+        new: names of the layers with random weights.
+    """
+
+    taken: tuple[str, ...]
+    new: tuple[str, ...]
+
+    def describe(self, init: Checkpoint) -> str:
+        """One line for the user."""
+        count = len(self.taken) + len(self.new)
+        new = f"; new: {', '.join(self.new[:3])}" + (f" and {len(self.new) - 3} others" if len(self.new) > 3 else "")
+        trained_on = display(init.data.get("name", "?"))
+        return f"Initial weights of {len(self.taken)} of {count} layers from a {init.model} trained on {trained_on}" + (
+            new if self.new else ""
+        )
+
+
+def load_fitting_layers(network: nn.Module, init: Checkpoint, class_names: tuple[str, ...]) -> Taken:
+    """Load the layers of `init` that have the same name and shapes; the last one only if the classes are the same.
+
+    Args:
+        network: changed in place; its other layers keep their weights.
+        init: the trained checkpoint.
+        class_names: of the new run.
+
+    Raises:
+        ToolkitError: no layer fits.
+    """
+    given = init.network().state_dict()
+    taken, new = [], []
+    for name, layer in network.named_modules():
+        weights: dict[str, Any] = layer.state_dict()
+        if not weights or list(layer.children()):
+            continue
+        found = {key: given.get(f"{name}.{key}") for key in weights}
+        fits = all(value is not None and value.shape == weights[key].shape for key, value in found.items())
+        if fits and (name != "linear" or init.class_names == class_names):
+            layer.load_state_dict(found)
+            taken.append(name)
+        else:
+            new.append(name)
+    if not taken:
+        raise ToolkitError(f"no layer of the {init.model} in the initial checkpoint fits: choose the same --model")
+    return Taken(tuple(taken), tuple(new))
