@@ -212,6 +212,8 @@ def _prepare(image: Image.Image, *, resize: bool = True, close: bool = False) ->
     if close and square is not image:
         image.close()  # frees its pixels
     square = _to_rgb(square, scale)
+    if close and square is not image:
+        image.close()
     if orientation in _UPRIGHT:
         square = square.transpose(_UPRIGHT[orientation])
     if resize and square.size != (SIDE, SIDE):
