@@ -19,6 +19,8 @@ from toolkit.recipes.recipe import Recipe, recipe_keys
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from toolkit.training import launch
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, cifar):

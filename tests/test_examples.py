@@ -15,6 +15,8 @@ import torch
 from tests.support.onnx_models import draw, saved, tiny_model
 from tests.support.pictures import write_colored_folder
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 TINY = """

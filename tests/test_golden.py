@@ -27,6 +27,8 @@ from toolkit.deploy.quantize import to_fp16, to_int8
 from toolkit.device import device_name
 from toolkit.training import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 RECORD = Path(__file__).with_name("golden.json")
 SHIPPED = Path(cli.__file__).parent / "toolkit" / "weights"
 TRAIN_COUNT = 400  # of the 4,000 drawn training images: two epochs take seconds

@@ -12,6 +12,8 @@ from toolkit.data.dataset import find_data
 from toolkit.runs.checkpoint import load_checkpoint
 from toolkit.training import launch
 
+pytestmark = pytest.mark.slow
+
 SHORT = ["--epochs", 2, "--precision", "float32", "--batch-size", 8]
 
 

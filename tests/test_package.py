@@ -11,6 +11,8 @@ from PIL import Image
 
 from tests.support.sources import ROOT
 
+pytestmark = pytest.mark.slow
+
 LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "*.onnx.tmp")
 
 

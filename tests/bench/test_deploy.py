@@ -19,6 +19,8 @@ from toolkit.bench.result import BenchmarkResult
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.evaluation.plots import plot_deployment
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:

@@ -15,6 +15,8 @@ from toolkit.bench.predict import bench_predict, derive_figures, draw_pictures, 
 from toolkit.bench.result import BenchmarkResult, Result, Side, Timing
 from toolkit.errors import ToolkitError, UsageError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

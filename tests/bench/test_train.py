@@ -10,6 +10,8 @@ from toolkit.bench.result import BenchmarkResult, Result, Side
 from toolkit.bench.train import bench_train, find_sides
 from toolkit.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def result() -> BenchmarkResult:

@@ -23,6 +23,8 @@ from toolkit.deploy import Rejected, export_onnx
 from toolkit.deploy.export import OPSET, OPSETS, build_graph
 from toolkit.errors import ToolkitError, UsageError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:

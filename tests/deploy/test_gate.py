@@ -29,6 +29,8 @@ from toolkit.errors import ModelRejected, ToolkitError, UsageError
 from toolkit.reporting import ignore
 from toolkit.runs.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Case:

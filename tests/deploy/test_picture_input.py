@@ -21,6 +21,8 @@ from toolkit.deploy.picture_input import TESTED_RUNTIME, expose_pixels, prepend_
 from toolkit.inference import Classifier, open_model, prepare
 from toolkit.serving.page.render import _runtime
 
+pytestmark = pytest.mark.slow
+
 SIZES = [(1, 1), (1, 300), (300, 1), (31, 33), (32, 32), (33, 31), (97, 150), (150, 97)]
 
 

@@ -22,6 +22,8 @@ from toolkit.deploy.quantize import CALIBRATION_METHODS, calibration_images, to_
 from toolkit.errors import UsageError
 from toolkit.inference.model_file import find_fault
 
+pytestmark = pytest.mark.slow
+
 TEST = blocky_images(200, seed=3)
 TEST_NHWC = TEST.permute(0, 2, 3, 1).contiguous().numpy()
 CALIBRATION = blocky_images(128, seed=4).permute(0, 2, 3, 1).contiguous().numpy()

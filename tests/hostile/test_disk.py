@@ -24,7 +24,7 @@ from toolkit.recipes.recipe import Recipe
 from toolkit.runs.checkpoint import load_checkpoint
 from toolkit.runs.folder import create_run, open_run
 
-pytestmark = [pytest.mark.hostile, linux]
+pytestmark = [pytest.mark.hostile, linux, pytest.mark.slow]
 
 Cifar = Callable[..., Done]
 
@@ -105,14 +105,14 @@ def test_export(there: bool, trouble: Callable, case: Case, tmp_path: Path) -> N
     if there:
         output.write_bytes(b"a model that works")
     before = contents(tmp_path)
-    message = "cannot write .*model.onnx: (File too large|Permission denied)"
+    message = "cannot write .*model.onnx: (File too large|.* is not a folder that can be written to)"
     with pytest.raises(ToolkitError, match=message), trouble(tmp_path):
         export_onnx(case.checkpoint, output, data=case.source)
     assert contents(tmp_path) == before
 
 
-def test_evaluate_prints_its_result_although_the_picture_cannot_be_written(
-    trouble: Callable, cifar: Cifar, tmp_path: Path
+def test_evaluate_refuses_a_picture_that_cannot_be_written_before_work_and_prints_its_result_on_a_full_disk(
+    trouble: Callable, cifar: Cifar, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     source = find_data("demo")
     identity = data_identity("demo", source.train())
@@ -123,7 +123,7 @@ def test_evaluate_prints_its_result_although_the_picture_cannot_be_written(
     with trouble(tmp_path):
         done = cifar("evaluate", "best.pt", "--data", "demo", "--plot", "confusion.png", cwd=tmp_path)
     one_line(done, "cannot write confusion.png")
-    assert done.stdout.startswith("Accuracy  ")
+    assert done.stdout.startswith("Accuracy  ") == ("full" in request.node.callspec.id)
     assert contents(tmp_path) == before
 
 
@@ -229,4 +229,4 @@ def test_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:
     saved(tmp_path, tiny_model())
     done = process("data", "--data", "demo", "--samples", name, stdout=subprocess.PIPE, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert r"sample pictures in r\udce9sum\udce9" in done.stdout
+    assert r"sample pictures in r\xe9sum\xe9" in done.stdout

@@ -31,7 +31,7 @@ from toolkit.inference.model_operators import OPERATORS
 from toolkit.recipes.recipe import PRESETS, load_recipe, preset_names, recipe_keys
 from toolkit.runs.checkpoint import load_checkpoint
 
-pytestmark = pytest.mark.hostile
+pytestmark = [pytest.mark.hostile, pytest.mark.slow]
 
 NUMBERS = st.sampled_from([0, 1, -1, 2**31, 2**63, -(2**63), 10**400, 1e308, 1e-308, -0.0, True, False, 0.5])
 WORDS = st.sampled_from(["", "SGD", "Adam", "linear", "step_decay", "cosine_annealing_3ep", "\x1b[2J", "\ud800", "é\n"])

@@ -21,7 +21,7 @@ from toolkit.recipes.recipe import Recipe
 from toolkit.runs.folder import RunFolder, create_run, newest_finished_run, open_run
 from toolkit.runs.seeds import SeedRuns
 
-pytestmark = [pytest.mark.hostile, posix]
+pytestmark = [pytest.mark.hostile, posix, pytest.mark.slow]
 
 Cifar = Callable[..., Done]
 

@@ -24,7 +24,7 @@ from toolkit.inference.model_cost import M6_MULTIPLY_ACCUMULATES, MAX_PICTURE_BY
 from toolkit.inference.model_file import find_fault
 from toolkit.inference.model_graph import METADATA_LENGTHS, read_graph
 
-pytestmark = pytest.mark.hostile
+pytestmark = [pytest.mark.hostile, pytest.mark.slow]
 
 SECONDS = 1  # of the slowest file; most take some thousandths
 

@@ -14,7 +14,7 @@ from tests.support.hostile import posix
 from tests.support.sources import ROOT
 from toolkit.interrupt import GRACE_SECONDS
 
-pytestmark = [pytest.mark.hostile, posix]
+pytestmark = [pytest.mark.hostile, posix, pytest.mark.slow]
 
 SLACK = 3.0  # seconds: on a busy machine
 

@@ -19,6 +19,8 @@ from toolkit.data.split import split_images
 from toolkit.errors import ToolkitError
 from toolkit.runs.checkpoint import Checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 def checkpoint_for(source, *, model: str, val_size: int) -> Checkpoint:
     weights = randomise(build_model(model)).state_dict()

@@ -16,6 +16,8 @@ from toolkit.runs.checkpoint import identity_of, load_checkpoint
 from toolkit.runs.folder import create_run, newest_finished_run, open_run
 from toolkit.runs.seeds import begin_seeds, find_seeds, open_seeds, spread
 
+pytestmark = pytest.mark.slow
+
 SEEDS = 3
 
 

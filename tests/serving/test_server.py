@@ -18,6 +18,8 @@ from tests.support.onnx_models import saved, tiny_model
 from tests.support.serving import Address, Command, cifar_serve, picture, receive, wait_until
 from tests.support.sources import ROOT
 
+pytestmark = pytest.mark.slow
+
 PNG = {"content-type": "image/png"}
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 

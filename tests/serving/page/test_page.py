@@ -18,6 +18,8 @@ from toolkit.inference.model_file import SHIPPED_MODEL
 from toolkit.inference.output_format import format_predictions
 from toolkit.serving.page import PageModel, render_page
 
+pytestmark = pytest.mark.slow
+
 
 def save_scene(path, *, seed=0):
     scene(96, 96, seed=seed).save(path)

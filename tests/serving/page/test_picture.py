@@ -8,6 +8,8 @@ from tests.support.scenes import save_formats, scene
 from toolkit.inference import Classifier, read_image
 from toolkit.inference.model_file import SHIPPED_MODEL
 
+pytestmark = pytest.mark.slow
+
 SIZES = [(1, 1), (1, 600), (600, 1), (5, 7), (31, 33), (33, 31), (32, 32), (64, 64), (97, 301), (301, 97), (1601, 1203)]
 
 
