@@ -318,7 +318,7 @@ def calibration_section() -> str:
         n=f"{draws} draws of calibration images, {exact['validation_images']:,} validation images",
     )
     return f"""The ranges of activations, from images that a network was trained on, judged on validation images. The network is `fast` with
-{found["epoch"]} epochs (`cifar train --recipe fast --epochs 12 --warmup-epochs 1`), {exact["accuracy"]:.2%} in float32. Means over the draws.
+{found["epoch"]} epochs by the recipe `fast` of that time (SGD), {exact["accuracy"]:.2%} in float32. Means over the draws.
 
 {table(headings, rows)}
 
