@@ -112,6 +112,18 @@ The recipe keys and the presets are described in [recipes.md](recipes.md).
 
 {precisions_section()}
 
+## The picture rule inside the graph
+
+{picture_graph_section()}
+
+## Own pictures
+
+{own_pictures_section()}
+
+## Web page
+
+{page_section()}
+
 ## Calibration of int8
 
 {calibration_section()}
@@ -138,6 +150,12 @@ The recipe keys and the presets are described in [recipes.md](recipes.md).
   [model card](../toolkit/weights/README.md): `python -m results.write_tables`.
 - [`choose_calibration.py`](choose_calibration.py) measures every way of calibrating int8 on validation images:
   `python -m results.choose_calibration runs/NAME/best.pt --json results/calibration.json`.
+- [`measure_page.py`](measure_page.py) measures the web page in Chromium: `python -m results.measure_page FOLDER`.
+- [`serve_load.py`](serve_load.py) puts `cifar serve` and a plain FastAPI application ([`serve_fastapi.py`](serve_fastapi.py))
+  under load by wrk: `python results/serve_load.py`; not run on an idle machine yet.
+- [`busy_neighbours.py`](busy_neighbours.py) times commands beside busy processes; not run on an idle machine yet.
+- [`attack_files.py`](attack_files.py) and [`attack_models.py`](attack_models.py) mutate pictures, checkpoints and models, and report
+  the outcomes, the worst time and the worst memory: `python -m results.attack_files`, `python -m results.attack_models`.
 - [`kill_training.py`](kill_training.py) kills a training run at random moments, checks that its checkpoints load, and
   compares the resumed run, weight by weight, with an uninterrupted one: `python -m results.kill_training`.
 """
@@ -206,6 +224,84 @@ def preset_row(line: dict[str, Any]) -> list[str]:
         f"{minutes:.0f} min",
         f"{machine_of_run(summaries[0])}; {line['note']}",
     ]
+
+
+def picture_graph_section() -> str:
+    found = [read(RESULTS / f"export-picture-{precision}.json")["figures"] for precision in ("fp32", "fp16", "int8")]
+    rows = [
+        [
+            figures["precision"],
+            f"{figures['pixels_differing']} of {figures['pixels_compared']:,}, by {figures['largest_pixel_difference']}",
+            f"{figures['test_correct']:,} of {figures['test_images']:,}",
+            f"{figures['max_logit_difference']:.2g}",
+            str(figures["differing_labels"]),
+            f"{figures['bytes']:,}",
+        ]
+        for figures in found
+    ]
+    headings = ["precision", "levels that differ", "test images", "largest logit difference", "labels that differ"]
+    lines = sources(
+        command="cifar export OUT.onnx --checkpoint toolkit/weights/checkpoint.pt --input picture --precision P --json",
+        files=[f"export-picture-{figures['precision']}.json" for figures in found],
+        machine="AMD EPYC, 2 cores; Pillow 13.0",
+        n="37 drawn pictures of odd sizes, and the test images fed one by one as pictures",
+    )
+    return f"""The shipped checkpoint, exported with `--input picture`: the pixels that the graph makes, compared with the picture rule, and
+its answers, compared with PyTorch's.
+
+{table([*headings, "bytes"], rows)}
+
+{lines}"""
+
+
+def own_pictures_section() -> str:
+    found = read(RESULTS / "own-pictures.json")
+    rows = []
+    for row in found["rows"]:
+        accuracies, seconds = row["accuracies"], statistics.mean(row["training_seconds"])
+        figure = f"**{statistics.mean(accuracies):.1%}** ± {statistics.stdev(accuracies):.1%}"
+        rows.append([row["start"], f"`{row['command']}`", figure, f"{min(accuracies):.1%}", f"{seconds:.0f} s"])
+    headings = ["start", "command", "test accuracy", "min", "time per run"]
+    lines = sources(
+        command="each row's, then cifar evaluate FOLDER --json",
+        files=["own-pictures.json"],
+        machine=found["machine"],
+        n="3 (seeds 0 to 2)",
+    )
+    return f"""{found["data"]}
+
+{table(headings, rows)}
+
+{lines}"""
+
+
+def page_section() -> str:
+    rows = []
+    for name, classes in (("page.json", "the shipped model"), ("page-own-classes.json", "a model of other classes")):
+        (found,) = read(RESULTS / name)["models"]
+        rows.append(
+            [
+                classes,
+                f"{found['page_bytes'] / 1e6:.1f} MB",
+                f"{found['seconds_until_ready']:.1f} s",
+                f"{found['network_milliseconds']:.0f} ms",
+                f"{found['largest_logit_difference']:.1e}",
+                str(found["labels_that_differ"]),
+            ]
+        )
+    page = read(RESULTS / "page.json")
+    headings = ["model", "page", "until ready", "time per picture", "largest logit difference", "labels that differ"]
+    lines = sources(
+        command="python -m results.measure_page FOLDER [MODEL]",
+        files=["page.json", "page-own-classes.json"],
+        machine=f"AMD EPYC, {page['cores']} cores, load average {page['load_average']}",
+        n=f"{page['pictures']} pictures; medians of {page['rounds']} fresh tabs",
+    )
+    return f"""The page in {page["browser"]}, opened from the disk; logits compared with `Classifier` on the same pixels.
+
+{table(headings, rows)}
+
+{lines}"""
 
 
 def trials_section() -> str:

@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import contextlib
 import functools
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from tests.support.sources import ROOT, Done, FixedSource, coloured_source
 from toolkit.data import synthetic
 from toolkit.deploy.accuracy import FLOORS
 from toolkit.recipes.recipe import Recipe
+
+# A shell ignores Ctrl-C in what it starts in the background, and so would the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

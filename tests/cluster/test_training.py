@@ -51,7 +51,7 @@ def test_seeds_survive_the_death_of_a_process_bit_by_bit(source, tmp_path, monke
     progress = []
     train_seeds(engine, seed_runs.runs, source=source, options=CPU, progress=lambda *values: progress.append(values))
     assert engine.disturbed
-    assert len(processes) == 3
+    assert len(processes) in (2, 3)  # a process that is idle by then takes the job, else a new one
     assert (progress[0], progress[-1]) == ((0, 8), (8, 8))
     same_as_undisturbed(seed_runs, source, tmp_path / "alone")
     assert seed_runs.write_summary()["n"] == 2
