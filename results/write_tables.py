@@ -124,6 +124,10 @@ The recipe keys and the presets are described in [recipes.md](recipes.md).
 
 {page_section()}
 
+## Server
+
+{server_section()}
+
 ## Calibration of int8
 
 {calibration_section()}
@@ -152,7 +156,7 @@ The recipe keys and the presets are described in [recipes.md](recipes.md).
   `python -m results.choose_calibration runs/NAME/best.pt --json results/calibration.json`.
 - [`measure_page.py`](measure_page.py) measures the web page in Chromium: `python -m results.measure_page FOLDER`.
 - [`serve_load.py`](serve_load.py) puts `cifar serve` and a plain FastAPI application ([`serve_fastapi.py`](serve_fastapi.py))
-  under load by wrk: `python results/serve_load.py`; not run on an idle machine yet.
+  under load by wrk: `python results/serve_load.py`.
 - [`busy_neighbours.py`](busy_neighbours.py) times commands beside busy processes; not run on an idle machine yet.
 - [`attack_files.py`](attack_files.py) and [`attack_models.py`](attack_models.py) mutate pictures, checkpoints and models, and report
   the outcomes, the worst time and the worst memory: `python -m results.attack_files`, `python -m results.attack_models`.
@@ -298,6 +302,41 @@ def page_section() -> str:
         n=f"{page['pictures']} pictures; medians of {page['rounds']} fresh tabs",
     )
     return f"""The page in {page["browser"]}, opened from the disk; logits compared with `Classifier` on the same pixels.
+
+{table(headings, rows)}
+
+{lines}"""
+
+
+def server_section() -> str:
+    found = read(RESULTS / "bench-serve.json")
+    names = {"cifar": "`cifar serve`", "fastapi": "a plain FastAPI application"}
+    rows = [
+        [
+            names[load["server"]],
+            str(load["clients"]),
+            f"{load['p50_ms']:.1f} ms",
+            f"{load['p99_ms']:.1f} ms",
+            f"{load['pictures_per_second']:,.0f}",
+            str(load["lost"]),
+            f"{load['memory_start'] / 1e6:.0f} to {load['memory_end'] / 1e6:.0f} MB",
+        ]
+        for load in found["loads"]
+    ]
+    soak, seconds = found["soak"], found["seconds"]
+    lines = sources(
+        command=f"python results/serve_load.py --seconds {seconds} --soak {soak['seconds']}",
+        files=["bench-serve.json"],
+        machine=f"AMD EPYC, {found['cores']} cores; "
+        + ", ".join(f"{name} {version}" for name, version in found["libraries"].items()),
+        n=f"{seconds} seconds for each row",
+    )
+    headings = ["server", "clients", "p50", "p99", "pictures per second", "requests lost", "memory"]
+    return f"""A {
+        found["picture"]
+    }, sent again and again over open connections by wrk on the same machine. With 16 clients the ratio is
+{found["speedup_at_16_clients"]:.2f}. With one bad picture in ten for {soak["seconds"]} seconds: {
+        soak["requests"]:,} requests, {soak["lost"]} lost, {soak["refused"]:,} refused.
 
 {table(headings, rows)}
 
