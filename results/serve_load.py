@@ -1,6 +1,6 @@
-"""`cifar serve` and a plain FastAPI application under load, by wrk on the same machine -> results/bench-serve.json.
+"""`cifar serve` and a plain FastAPI application under load, by wrk on the same machine -> results/serve-load.json.
 
-    python results/serve_load.py [--seconds 60] [--soak 600] [--out results/bench-serve.json]
+    python results/serve_load.py [--seconds 60] [--soak 600] [--out results/serve-load.json]
 
 Needs wrk (`apt-get install wrk`), `pip install ".[serve]" fastapi`, Linux, and a machine that does nothing else. Each
 server runs in a process of its own, one at a time, and in turn for each number of clients. All clients keep their
@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=int, default=60, help="of each run")
     parser.add_argument("--soak", type=int, default=600, help="seconds; 0: none")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench-serve.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "serve-load.json")
     options = parser.parse_args()
     loads = []
     for clients in CLIENTS:

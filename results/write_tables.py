@@ -309,7 +309,7 @@ def page_section() -> str:
 
 
 def server_section() -> str:
-    found = read(RESULTS / "bench-serve.json")
+    found = read(RESULTS / "serve-load.json")
     names = {"cifar": "`cifar serve`", "fastapi": "a plain FastAPI application"}
     rows = [
         [
@@ -326,7 +326,7 @@ def server_section() -> str:
     soak, seconds = found["soak"], found["seconds"]
     lines = sources(
         command=f"python results/serve_load.py --seconds {seconds} --soak {soak['seconds']}",
-        files=["bench-serve.json"],
+        files=["serve-load.json"],
         machine=f"AMD EPYC, {found['cores']} cores; "
         + ", ".join(f"{name} {version}" for name, version in found["libraries"].items()),
         n=f"{seconds} seconds for each row",
