@@ -147,21 +147,16 @@ def test_a_killed_process_loses_and_repeats_no_picture(tmp_path, model, monkeypa
     assert rows_of(tmp_path / "out") == pictures
 
 
+def predict_command(pictures, out, model):
+    return [sys.executable, "cli.py", "predict", str(pictures), "--out", str(out), "--model", str(model)]
+
+
 @posix
 def test_the_command_is_killed_and_repeated(tmp_path, model):
     """Without warning, in the middle: its processes end, and the same command completes what is missing."""
     pictures = slow_pictures(tmp_path / "pictures", 3000, side=200)
     out = tmp_path / "out"
-    command = [
-        sys.executable,
-        "cli.py",
-        "predict",
-        str(tmp_path / "pictures"),
-        "--out",
-        str(out),
-        "--model",
-        str(model),
-    ]
+    command = predict_command(tmp_path / "pictures", out, model)
     first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     wait_until(lambda: list(out.glob("part-*")), seconds=40)
     first.send_signal(signal.SIGKILL)
@@ -179,16 +174,7 @@ def test_the_command_is_killed_and_repeated(tmp_path, model):
 def test_ctrl_c_says_how_to_resume(tmp_path, model):
     slow_pictures(tmp_path / "pictures", 3000, side=200)
     out = tmp_path / "out"
-    command = [
-        sys.executable,
-        "cli.py",
-        "predict",
-        str(tmp_path / "pictures"),
-        "--out",
-        str(out),
-        "--model",
-        str(model),
-    ]
+    command = predict_command(tmp_path / "pictures", out, model)
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: list(out.glob("part-*")), seconds=40)
     process.send_signal(signal.SIGINT)
