@@ -28,6 +28,7 @@ from toolkit.command_line import (
     print_version,
     recipe_flags,
     run_app,
+    skip_cleanup,
 )
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import as_text, display, require_writable
@@ -378,6 +379,8 @@ def predict(
 
         plot_predictions(drawn, plot)
         note(f"Picture: {plot}")
+    else:
+        skip_cleanup()  # NumPy, Pillow and ONNX Runtime need none; matplotlib does
     if failures:
         raise typer.Exit(1)
 

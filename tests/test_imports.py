@@ -113,8 +113,22 @@ def test_predict_runs_without_torch(tmp_path):
     run_python(
         "import sys; sys.modules['torch'] = None; sys.modules['onnx'] = None\n"
         f"sys.argv = ['cifar', 'predict', {str(tmp_path / 'sky.png')!r}]; import cli\n"
-        "try: cli.main()\nexcept SystemExit as end: assert not end.code, end.code\n"
+        "try: cli.app()\nexcept SystemExit as end: assert not end.code, end.code\n"
         "assert not any(m.startswith(('toolkit.training', 'toolkit.deploy')) for m in sys.modules)"
+    )
+
+
+def test_predict_registers_no_exit_handler_that_matters(tmp_path):
+    """`cifar predict` ends without calling them (`toolkit.command_line.skip_cleanup`)."""
+    from PIL import Image
+
+    Image.new("RGB", (32, 32), "skyblue").save(tmp_path / "sky.png")
+    run_python(
+        "import atexit, sys; registered = []\n"
+        "atexit.register = lambda function, *args, **kwargs: registered.append(function.__module__)\n"
+        f"sys.argv = ['cifar', 'predict', {str(tmp_path / 'sky.png')!r}]; import cli\n"
+        "try: cli.app()\nexcept SystemExit as end: assert not end.code, end.code\n"
+        "assert set(registered) <= {'logging', 'PIL._imaging'}, registered"  # close log files; free memory
     )
 
 
