@@ -332,7 +332,7 @@ def predict(
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the pictures with their classes, as a PNG file.")] = None,
     batch_size: Annotated[
-        int, typer.Option(help="Largest batch; the CPU never uses more than 16.", min=1, max=4096)
+        int, typer.Option(help="Largest batch; the CPU never uses more than 32.", min=1, max=4096)
     ] = 64,
     provider: Provider = "auto",
     out: Annotated[
