@@ -29,6 +29,7 @@ from toolkit.command_line import (
     recipe_flags,
     run_app,
     skip_cleanup,
+    start_collection,
 )
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import as_text, display, require_writable
@@ -317,7 +318,7 @@ def print_gate_report(run_gate: Callable[[], Any], path: Path, *, as_json: bool)
         raise rejection
 
 
-@command
+@functools.partial(command, starts_collection=True)
 def predict(
     paths: Annotated[
         list[str], typer.Argument(help="Files, folders, globs, or - for standard input.", metavar="PATH...")
@@ -352,6 +353,7 @@ def predict(
     if out is not None or on is not None:
         if out is None or plot is not None or provider not in ("auto", "cpu"):
             raise UsageError("--on needs --out FOLDER, which takes neither --plot nor a --provider other than cpu")
+        start_collection()
         predict_parts(paths, out, on=on or "local", model=model, format=format or "csv", top=top)
         return
     if plot is not None:
@@ -359,6 +361,7 @@ def predict(
     warnings.simplefilter("ignore")  # Pillow's, about damaged EXIF and large pictures: failures are reported per file
     classifier = Classifier(model, provider=provider)
     session = classifier.session
+    start_collection()
     note(f"Model: {display(session.path)}, {session.note or f'running on {session.provider}'}")
     failures, drawn = 0, []
 
