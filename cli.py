@@ -1,10 +1,9 @@
 """The command line: options in, one call, one result printed. Heavy imports are inside the commands."""
 
 import functools
-import os
-import shlex
+import itertools
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,25 +11,10 @@ import typer
 
 from toolkit import command_line
 from toolkit.bench.commands import bench
-from toolkit.command_line import (
-    Data,
-    Device,
-    GateProvider,
-    Json,
-    MinAccuracy,
-    On,
-    Provider,
-    Runs,
-    SkipDamaged,
-    note,
-    print_error,
-    print_result,
-    print_version,
-    recipe_flags,
-    run_app,
-)
+from toolkit.command_line import note, print_error, print_result, print_version, recipe_flags, run_app
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.files import as_text, display, require_writable
+from toolkit.files import as_text, display
+from toolkit.options import Data, Device, GateProvider, Json, MinAccuracy, Model, On, Provider, Runs, SkipDamaged
 from toolkit.recipes.recipe import preset_names, recipe_from_flags
 
 app = typer.Typer(
@@ -91,10 +75,11 @@ def train(
 
     Every key of the recipe has a flag, which replaces the value in the recipe.
     """
-    from toolkit.display import TrainingDisplay, decoding_bar, download_bar, run_lines, seeds_lines
+    from toolkit.cluster.training import train_on_engine
+    from toolkit.display import TrainingDisplay, data_bars, jobs_bar, run_lines, seeds_lines
     from toolkit.training.launch import LaunchOptions, launch
 
-    launch_options = LaunchOptions(
+    options = LaunchOptions(
         recipe=recipe,
         changes=recipe_from_flags(recipe_values),
         data=data,
@@ -111,30 +96,12 @@ def train(
         on=on,
         gpu_share=gpu_share,
     )
-    train_elsewhere = None if on is None else functools.partial(train_seeds_elsewhere, launch_options)
-    with download_bar() as progress, decoding_bar() as on_pictures:
-        result = launch(
-            launch_options,
-            display=TrainingDisplay,
-            note=note,
-            download_progress=progress,
-            on_pictures=on_pictures,
-            train_elsewhere=train_elsewhere,
-        )
+    with data_bars() as bars, jobs_bar("epochs") as progress:
+        train_elsewhere = functools.partial(train_on_engine, progress=progress, note=note)
+        result = launch(options, display=TrainingDisplay, note=note, train_elsewhere=train_elsewhere, **bars)
     where = {"folder" if result.several else "run": as_text(result.path)}
     render = seeds_lines if result.several else run_lines
     print_result(result.summary | where, lambda: render(result.path, result.summary), as_json=json_output)
-
-
-def train_seeds_elsewhere(options: Any, runs: Any, source: Any) -> None:
-    """Train the unfinished runs of several seeds where `--on` says."""
-    from toolkit.cluster.engines import open_training_engine
-    from toolkit.cluster.training import train_seeds
-    from toolkit.display import jobs_bar
-
-    engine = open_training_engine(options.on, device=options.device, gpu_share=options.gpu_share)
-    with jobs_bar("epochs") as progress:
-        train_seeds(engine, runs, source=source, options=options, progress=progress, note=note)
 
 
 @command
@@ -155,63 +122,17 @@ def evaluate(
 
     Prints accuracy per class and in all, confusion matrix and calibration error.
     """
-    from toolkit.data.dataset import name_of_data
-    from toolkit.display import metrics_lines, seeds_metrics_lines
-    from toolkit.evaluation.evaluate import evaluate as evaluate_model
-    from toolkit.evaluation.evaluate import evaluate_seeds, load_model, training_data_of
-    from toolkit.evaluation.plots import plot_confusion
-    from toolkit.runs.checkpoint import load_checkpoint
-    from toolkit.runs.folder import find_checkpoint
-    from toolkit.runs.seeds import find_seeds
+    from toolkit.display import data_bars, metrics_lines, seeds_metrics_lines
+    from toolkit.evaluation.target import EvaluateOptions, FileMetrics, evaluate_target
 
-    if plot is not None:
-        require_writable(plot, suffix=".png")
-    seed_runs = find_seeds(target, root=runs) if target is not None else None
-    if seed_runs is not None:
-        if plot is not None or provider != "auto":
-            option = "--plot" if plot is not None else "--provider"
-            raise UsageError(f"{option} takes one model: name one seed, such as {seed_runs.runs[0].path}")
-        first = seed_runs.runs[0].best
-        recorded = load_checkpoint(first).data
-        source = find_data(data, recorded=recorded, model=first, skip_damaged=skip_damaged)
-        note(f"Evaluating the {seed_runs.n} seeds in {seed_runs.path} on the test set of {source.name}")
-        result = evaluate_seeds(seed_runs, source=source, device=device)
-        print_result(result.as_dict(), lambda: seeds_metrics_lines(result), as_json=json_output)
-        return
-    path = find_checkpoint(target, data=name_of_data(data), root=runs, note=note)
-    model = load_model(path, provider=provider, device=device)
-    source = find_data(data, recorded=training_data_of(model), model=path, skip_damaged=skip_damaged)
-    note(f"Evaluating {path} on the test set of {source.name}")
-    metrics = evaluate_model(model, source=source, device=device)
-    print_result({"file": as_text(path)} | metrics.as_dict(), lambda: metrics_lines(metrics), as_json=json_output)
-    if plot is not None:
-        plot_confusion(metrics, plot, title=f"{path.name}: test set")
-        note(f"Confusion matrix: {plot}")
+    options = EvaluateOptions(target, data, skip_damaged, runs, provider=provider, device=device, plot=plot)
+    with data_bars() as bars:
+        result = evaluate_target(options, note=note, **bars)
 
+    def lines() -> str:
+        return metrics_lines(result.metrics) if isinstance(result, FileMetrics) else seeds_metrics_lines(result)
 
-def find_data(data: str | None, *, recorded: Mapping[str, str], model: Path, skip_damaged: bool) -> Any:
-    """Find the data set; without --data that on which the model was trained, as far as it or its run records that."""
-    from toolkit.data.dataset import FOUND_BY_NAME, PICTURES, name_of_data
-    from toolkit.data.dataset import find_data as find
-    from toolkit.display import decoding_bar, download_bar
-    from toolkit.runs.location import location_beside
-
-    name = recorded.get("name")
-    if data is None and name in FOUND_BY_NAME:
-        note(f"Using the {name} data, on which this model was trained")
-        data = name
-    elif data is None and name == PICTURES:
-        location = location_beside(model)
-        if location is not None:
-            note(f"Using the pictures in {display(location.path)}, on which this model was trained")
-            data, skip_damaged = str(location.path), skip_damaged or location.skip_damaged
-        elif name_of_data() != PICTURES:
-            raise UsageError(f"{display(model)} was trained on a folder of pictures: name it with --data FOLDER")
-    with download_bar() as progress, decoding_bar() as on_pictures:
-        source = find(data, skip_damaged=skip_damaged, progress=progress, on_pictures=on_pictures, note=note)
-        if source.name == PICTURES:
-            source.train()  # decodes the pictures while the bar is shown
-        return source
+    print_result(result.as_dict(), lines, as_json=json_output)
 
 
 @command
@@ -239,39 +160,24 @@ def export(
 
     The file appears only after it has passed the gate; exit code 3: rejected.
     """
-    from toolkit.data.dataset import name_of_data
-    from toolkit.deploy import export_onnx
-    from toolkit.deploy.accuracy import choose_floor
-    from toolkit.deploy.export import OPSET
-    from toolkit.deploy.gate import check_arguments
-    from toolkit.runs.checkpoint import load_checkpoint
-    from toolkit.runs.folder import find_checkpoint
+    from toolkit.deploy.launch import ExportOptions, launch_export
 
-    if run is not None and checkpoint is not None:
-        raise UsageError("give --run or --checkpoint, not both")
-    if os.path.isdir(output) or str(output).endswith(("/", os.sep)):
-        output = output / "model.onnx"
-    require_writable(output)
-    check_arguments(min_accuracy=min_accuracy, provider=provider)
-    source_file = checkpoint or find_checkpoint(run, data=name_of_data(data), root=runs, note=note)
-    note(f"Exporting {source_file}")
-    trained = load_checkpoint(source_file)
-    min_accuracy = choose_floor(min_accuracy, data=trained.data.get("name", ""), val_accuracy=trained.val_accuracy)
-    export_model = functools.partial(
-        export_onnx,
-        trained,
+    options = ExportOptions(
         output,
-        data=find_data(data, recorded=trained.data, model=source_file, skip_damaged=skip_damaged),
+        run=run,
+        checkpoint=checkpoint,
+        data=data,
+        skip_damaged=skip_damaged,
+        runs=runs,
         min_accuracy=min_accuracy,
         precision=precision,
         target=target,
         input_format=input_format,
-        opset=opset or OPSET,
+        opset=opset,
         provider=provider,
-        note=note,
     )
-    print_gate_report(export_model, output, as_json=json_output)
-    note(f"Verified and written: {output}")
+    run_gate(launch_export, options, options.file, as_json=json_output)
+    note(f"Verified and written: {options.file}")
 
 
 @command
@@ -285,30 +191,21 @@ def verify(
     json_output: Json = False,
 ) -> None:
     """Run the gate on an existing ONNX file; exit code 3: rejected."""
-    from toolkit.deploy import verify as verify_model
-    from toolkit.deploy.metadata import recorded_data
+    from toolkit.deploy.launch import VerifyOptions, launch_verify
 
-    source = find_data(data, recorded=recorded_data(model), model=checkpoint or model, skip_damaged=skip_damaged)
-    verify_file = functools.partial(
-        verify_model,
-        model,
-        data=source,
-        checkpoint=checkpoint,
-        min_accuracy=min_accuracy,
-        provider=provider,
-        note=note,
-    )
-    print_gate_report(verify_file, model, as_json=json_output)
+    options = VerifyOptions(model, checkpoint, data, skip_damaged, min_accuracy=min_accuracy, provider=provider)
+    run_gate(launch_verify, options, model, as_json=json_output)
 
 
-def print_gate_report(run_gate: Callable[[], Any], path: Path, *, as_json: bool) -> None:
-    """Run the gate and print its report, also if it rejects the model."""
+def run_gate(launch: Callable[..., Any], options: Any, path: Path, *, as_json: bool) -> None:
+    """Export or verify a file and print the gate's report, also if it rejects the model."""
     from toolkit.deploy.report import Rejected
-    from toolkit.display import report_lines
+    from toolkit.display import data_bars, report_lines
 
     rejection = None
     try:
-        report = run_gate()
+        with data_bars() as bars:
+            report = launch(options, note=note, **bars)
     except Rejected as error:
         report, rejection = error.report, error
     print_result({"file": as_text(path)} | report.as_dict(), lambda: report_lines(report), as_json=as_json)
@@ -321,15 +218,15 @@ def predict(
     paths: Annotated[
         list[str], typer.Argument(help="Files, folders, globs, or - for standard input.", metavar="PATH...")
     ],
-    model: Annotated[
-        str | None, typer.Option(help="ONNX file. [default: $CIFAR_MODEL, ./model.onnx, the shipped model]")
-    ] = None,
+    model: Model = None,
     top: Annotated[int, typer.Option(help="Number of classes to print.", min=1)] = 1,
     format: Annotated[
         Literal["table", "json", "jsonl", "csv"] | None,
         typer.Option(help="Form of the result. [default: table; csv with --out]", show_default=False),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the pictures with their classes, as a PNG file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the pictures with their classes, at most 36, as a PNG file.")
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(help="Largest batch; the CPU never uses more than 16.", min=1, max=4096)
     ] = 64,
@@ -354,7 +251,9 @@ def predict(
         predict_parts(paths, out, on=on or "local", model=model, format=format or "csv", top=top)
         return
     if plot is not None:
-        require_writable(plot, suffix=".png")
+        from toolkit.evaluation.plots import require_plottable
+
+        require_plottable(paths, plot)
     warnings.simplefilter("ignore")  # Pillow's, about damaged EXIF and large pictures: failures are reported per file
     classifier = Classifier(model, provider=provider)
     session = classifier.session
@@ -383,29 +282,23 @@ def predict(
 
 
 def predict_parts(paths: list[str], out: Path, *, on: str, **options: Any) -> None:
-    """Predict into part files where `--on` says, and print how many there are."""
+    """Predict into part files where `--on` says, and print their counts and the first errors."""
     from toolkit.cluster.engines import open_prediction_engine
     from toolkit.cluster.prediction import predict_to_folder
-    from toolkit.display import jobs_bar
+    from toolkit.display import jobs_bar, parts_lines
 
-    engine = open_prediction_engine(on)
     with jobs_bar("pictures") as progress:
-        result = predict_to_folder(engine, paths, out, progress=progress, **options)
-    failures = 0
-    for failures, error in enumerate(result.failures(), 1):
-        if failures <= 20:
-            print_error(error)
-    kept = f", {result.kept} of them from before" if result.kept else ""
-    typer.echo(f"{display(out)}: {result.parts} parts{kept}; {result.pictures:,} pictures; {failures} errors")
-    if failures:
+        result = predict_to_folder(open_prediction_engine(on), paths, out, progress=progress, **options)
+    for error in itertools.islice(result.failures(), 20):
+        print_error(error)
+    typer.echo(parts_lines(result))
+    if result.failure_count:
         raise typer.Exit(1)
 
 
 @functools.partial(command, handles_signals=True)
 def serve(
-    model: Annotated[
-        str | None, typer.Option(help="ONNX file. [default: $CIFAR_MODEL, ./model.onnx, the shipped one]")
-    ] = None,
+    model: Model = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes any free one.", min=0, max=65535)] = 8000,
     workers: Annotated[int, typer.Option(help="Processes; they share the cores.", min=1)] = 1,
@@ -420,7 +313,7 @@ def serve(
 @command
 def page(
     output: Annotated[Path, typer.Argument(help="HTML file to write.")],
-    model: Annotated[str | None, typer.Option(help="ONNX file. [default: as for `cifar predict`]")] = None,
+    model: Model = None,
     json_output: Json = False,
 ) -> None:
     """Write the model as one HTML file that classifies pictures in any browser, offline."""
@@ -459,34 +352,16 @@ def data(
     json_output: Json = False,
 ) -> None:
     """Check the data set and count its pictures; fetch it; draw a contact sheet; write sample pictures."""
-    from toolkit.data.dataset import data_status, fetch_data, write_samples
-    from toolkit.data.dataset import find_data as find
-    from toolkit.data.report import draw_contact_sheet, report_data
-    from toolkit.display import data_lines, decoding_bar, download_bar
+    from toolkit.data.overview import DataOptions, inspect_data
+    from toolkit.display import data_bars, data_lines
 
     if folder is not None and data is not None:
         raise UsageError("give FOLDER or --data, not both")
-    data = folder if data is None else data
-    if sheet is not None:
-        require_writable(sheet, suffix=".png")
-    status = data_status(data)
-    if fetch and not status.complete and status.folder is not None:
-        with download_bar() as progress:
-            fetch_data(data, progress=progress)
-        status = data_status(data)
-    if not status.complete:
-        print_result(status.as_dict(), lambda: data_lines(status), as_json=json_output)
-        where = f" --data {shlex.quote(data)}" if data else ""
-        raise ToolkitError(f"the data are incomplete: `cifar data --fetch{where}` downloads them")
-    with decoding_bar() as on_pictures:
-        source = find(data, fetch=False, skip_damaged=skip_damaged, on_pictures=on_pictures, note=note)
-        report = report_data(source)
-    written = write_samples(source, samples, per_class=per_class) if samples else []
-    values = status.as_dict() | report.as_dict() | {"samples": [as_text(path) for path in written]}
-    count = f"\n{len(written)} sample pictures in {display(samples)}" if samples else ""
-    print_result(values, lambda: data_lines(status, report) + count, as_json=json_output)
-    if sheet is not None:
-        note(f"Contact sheet: {display(draw_contact_sheet(source, sheet))}")
+    options = DataOptions(folder or data, skip_damaged, fetch, sheet, samples, per_class)
+    with data_bars() as bars:
+        overview = inspect_data(options, note=note, **bars)
+    print_result(overview.as_dict(), lambda: data_lines(overview), as_json=json_output)
+    overview.require_complete()
 
 
 @command
@@ -509,15 +384,10 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Folder for all files of the demo.")] = Path("cifar-demo"),
 ) -> None:
     """Run the whole pipeline on drawn pictures, in about a minute."""
-    from toolkit.demo import demo_commands, demo_folder
+    from toolkit.demo import run_demo
 
-    place = demo_folder(folder)
-    for arguments in demo_commands(place):
-        typer.echo(f"\n$ cifar {shlex.join(arguments)}")
-        if exit_code := app(arguments, standalone_mode=False):
-            raise typer.Exit(exit_code)
-    typer.echo(f"\nThat was the whole pipeline, on drawn pictures; all files are in {place}. On CIFAR-10:")
-    typer.echo("  cifar train --recipe fast --val-size 0\n  cifar export model.onnx\n  cifar predict cat.png")
+    if exit_code := run_demo(folder, run=functools.partial(app, standalone_mode=False), echo=typer.echo):
+        raise typer.Exit(exit_code)
 
 
 def main() -> None:

@@ -13,9 +13,10 @@ import torch
 from models import build_model
 from tests.support.sources import ROOT, coloured_source
 from toolkit import __version__
-from toolkit.data import dataset
 from toolkit.data.dataset import data_identity, find_data
+from toolkit.evaluation.plots import MAX_PICTURES
 from toolkit.recipes.recipe import Recipe, recipe_keys
+from toolkit.runs import location
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from toolkit.training import launch
 
@@ -117,7 +118,7 @@ def test_evaluate_a_run_as_table_json_and_picture(trained, cifar):
 @pytest.fixture
 def coloured(tmp_path, monkeypatch):
     """An empty folder, a short recipe in it, and a tiny data set in the place of CIFAR-10."""
-    for module in (dataset, launch):
+    for module in (location, launch):
         monkeypatch.setattr(module, "find_data", lambda *arguments, **options: coloured_source())
     crops = {"small_crop_size": 8, "small_crop_share": 1.0}
     recipe = Recipe.from_dict({"epochs": 2, "batch_size": 50, "data_augmentation": crops, "run": {"val_size": 50}})
@@ -171,7 +172,8 @@ def test_seeds_are_trained_interrupted_gone_on_with_and_evaluated(coloured, cifa
     newest = cifar("evaluate", cwd=coloured)
     assert "Evaluating runs/short-resnet20-seeds/seed1/best.pt" in newest.stderr
     for option in (["--plot", "x.png"], ["--provider", "cpu"]):
-        assert cifar("evaluate", "short-resnet20-seeds", *option, cwd=coloured).returncode == 2
+        refused = cifar("evaluate", "short-resnet20-seeds", *option, cwd=coloured)
+        assert (refused.returncode, f"{option[0]} takes one model" in refused.stderr) == (2, True)
     exported = cifar("export", "m.onnx", "--run", "short-resnet20-seeds", cwd=coloured)
     assert "holds several seeds: name one of them, such as runs/short-resnet20-seeds/seed0" in exported.stderr
 
@@ -382,6 +384,24 @@ def test_quiet_leaves_the_result_alone_on_stdout(trained, cifar):
     done = cifar("evaluate", "--data", "demo", "--quiet", cwd=trained[0])
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Accuracy")
+
+
+def test_quiet_training_prints_no_progress(coloured, cifar):
+    done = cifar("train", "--recipe", "short.toml", "--epochs", 1, "--quiet", cwd=coloured)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Run")
+
+
+def test_a_plot_of_too_many_pictures_is_refused_before_any_is_predicted(cifar, tmp_path):
+    for number in range(MAX_PICTURES + 1):
+        (tmp_path / f"{number}.png").touch()
+    done = cifar("predict", ".", "--plot", "plot.png", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: --plot draws at most {MAX_PICTURES} pictures, and more are named: name fewer, or leave out --plot\n"
+    )
+    assert not (tmp_path / "plot.png").exists()
+    assert f"at most {MAX_PICTURES}" in " ".join(cifar("predict", "--help").stdout.replace("│", " ").split())
 
 
 def test_python_cli_py_is_the_cifar_command():

@@ -25,6 +25,7 @@ from toolkit.deploy.gate import LIMITS, Gate, Limits
 from toolkit.deploy.graph import precision_of
 from toolkit.deploy.metadata import required_correct
 from toolkit.deploy.reference import RANDOM_COUNT, Reference, prepare_reference
+from toolkit.deploy.verification import read_onnx_file
 from toolkit.errors import ModelRejected, ToolkitError, UsageError
 from toolkit.reporting import ignore
 from toolkit.runs.checkpoint import load_checkpoint
@@ -379,6 +380,15 @@ def test_unknown_metadata_are_rejected(few: Case) -> None:
 def test_metadata_given_twice_are_rejected(few: Case) -> None:
     content = changed(few, lambda model: model.metadata_props.add(key="cifar.model", value="tiny"))
     assert "metadata key cifar.model twice" in rejected(few, content, "contents")
+
+
+def test_a_file_that_was_read_is_verified_without_reading_it_again(few: Case, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(few.model.read_bytes())
+    file = read_onnx_file(path)
+    path.unlink()
+    assert file.read_data_identity() == few.reference.data
+    assert verify(file, data=few.source).passed
 
 
 # The graph that the checkpoint gives

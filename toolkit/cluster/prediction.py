@@ -42,6 +42,10 @@ class PartsWritten:
     missing: tuple[Failure, ...]
     unreadable: tuple[Path, ...]
 
+    @functools.cached_property
+    def failure_count(self) -> int:
+        return sum(1 for _ in self.failures())
+
     def failures(self) -> Iterator[str]:
         """The errors of all pictures that have no prediction."""
         yield from (failure.error for failure in self.missing)

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from toolkit.cluster.engines import open_training_engine
 from toolkit.cluster.jobs import Engine, Job, Outcome, describe_failures
 from toolkit.data import cifar
 from toolkit.data.dataset import DataSource, find_data
@@ -18,6 +19,23 @@ from toolkit.training.trainer import train
 
 # How long a job waits for the lock of its run: the process of a machine that was lost ends soon after.
 LOCK_SECONDS = 60.0
+
+
+def train_on_engine(
+    options: LaunchOptions,
+    runs: Sequence[RunFolder],
+    source: DataSource,
+    *,
+    progress: Progress = ignore,
+    note: Note = ignore,
+) -> None:
+    """Train runs as `train_seeds`, on the engine that `options.on` names.
+
+    Raises:
+        UsageError, ToolkitError: as `open_training_engine` and `train_seeds`.
+    """
+    engine = open_training_engine(options.on or "local", device=options.device, gpu_share=options.gpu_share)
+    train_seeds(engine, runs, source=source, options=options, progress=progress, note=note)
 
 
 def train_seeds(

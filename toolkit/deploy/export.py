@@ -68,7 +68,7 @@ def export_onnx(
         ToolkitError: the checkpoint cannot be read or was trained on other data, or the file cannot be written.
     """
     check_arguments(min_accuracy=min_accuracy, provider=provider)
-    _check_choices(precision=precision, target=target, input_format=input_format, opset=opset)
+    check_choices(precision=precision, target=target, input_format=input_format, opset=opset)
     if output.is_dir():
         raise UsageError(f"{output} is a folder: name the file, such as {output / 'model.onnx'}")
     require_writable(output)
@@ -226,7 +226,7 @@ class Deployed(nn.Module):
         return logits, torch.softmax(logits, dim=1)
 
 
-def _check_choices(*, precision: str, target: str, input_format: str, opset: int) -> None:
+def check_choices(*, precision: str, target: str, input_format: str, opset: int) -> None:
     for name, value, valid in [
         ("precision", precision, get_args(Precision)),
         ("target", target, get_args(Target)),

@@ -146,7 +146,7 @@ class Gate:
         difference = find_difference(self.model, rebuilt)
         self._require(difference is None, "graph", found=difference or f"{len(rebuilt.graph.node)} nodes", limit=limit)
 
-    def recorded_data(self) -> dict[str, str]:
+    def read_data_identity(self) -> dict[str, str]:
         """The identity of the training data in the metadata; empty if there is none."""
         assert self.model is not None
         return parse_identity(read_metadata(self.model))

@@ -1,5 +1,6 @@
 """Verification: run the gate on an existing ONNX file, beside the graph that its checkpoint gives."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from onnx import ModelProto
@@ -10,6 +11,7 @@ from toolkit.deploy import graph, quantize
 from toolkit.deploy.accuracy import choose_floor
 from toolkit.deploy.export import build_model
 from toolkit.deploy.gate import Gate, GateProvider, check_arguments
+from toolkit.deploy.metadata import read_data_identity
 from toolkit.deploy.reference import prepare_reference
 from toolkit.deploy.report import Report
 from toolkit.inference.model_file import read_model_bytes
@@ -17,8 +19,29 @@ from toolkit.reporting import Note, ignore
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint
 
 
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX file that was read, but not checked."""
+
+    path: Path
+    content: bytes
+
+    def read_data_identity(self) -> dict[str, str]:
+        """Identity of the training data that the file records; empty if it records none."""
+        return read_data_identity(self.content)
+
+
+def read_onnx_file(path: Path) -> OnnxFile:
+    """Read an ONNX file once, for the choice of its data and for `verify`.
+
+    Raises:
+        ToolkitError: not a regular file, too large, or a checkpoint.
+    """
+    return OnnxFile(path, read_model_bytes(path))
+
+
 def verify(
-    model: Path,
+    model: Path | OnnxFile,
     *,
     data: DataSource,
     checkpoint: Path | None = None,
@@ -29,7 +52,7 @@ def verify(
     """Run the gate on an existing file.
 
     Args:
-        model: the ONNX file.
+        model: the path of an ONNX file, or the file from `read_onnx_file`.
         data: the data that the model was trained on; the gate reads its whole test set.
         checkpoint: the checkpoint that the model was exported from; without it, neither the graph nor parity with
             PyTorch is checked.
@@ -46,11 +69,12 @@ def verify(
     check_arguments(min_accuracy=min_accuracy, provider=provider)
     trained = load_checkpoint(checkpoint) if checkpoint else None
     min_accuracy = choose_floor(min_accuracy, data=data.name, val_accuracy=trained.val_accuracy if trained else None)
-    gate = Gate(read_model_bytes(model), min_accuracy=min_accuracy, provider=provider)
+    file = read_onnx_file(model) if isinstance(model, Path) else model
+    gate = Gate(file.content, min_accuracy=min_accuracy, provider=provider)
     gate.check_file(data.class_names)
     reference = prepare_reference(data, trained, note=note)
-    if trained is None and (recorded := gate.recorded_data()):
-        require_same_data(recorded, reference.data, what=str(model))
+    if trained is None and (recorded := gate.read_data_identity()):
+        require_same_data(recorded, reference.data, what=str(file.path))
     gate.check_graph(rebuild(trained, gate, reference.train, note=note) if trained else None)
     gate.check_outputs(reference, note=note)
     gate.check_metadata(reference)

@@ -7,16 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from toolkit.data.dataset import FOUND_BY_NAME, PICTURES, DataSource, find_data
-from toolkit.data.download import Progress as DownloadProgress
+from toolkit.data.dataset import PICTURES, DataSource, find_data
 from toolkit.device import choose_device
 from toolkit.errors import UsageError
 from toolkit.interrupt import describe_interrupt
 from toolkit.recipes.recipe import Recipe, load_recipe, preset_names, scale_warmup
-from toolkit.reporting import Note, Progress, ignore
+from toolkit.reporting import Note, ignore
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint
 from toolkit.runs.folder import RUNS, RunFolder, create_run, find_checkpoint, open_run, require_name, unfinished_run
-from toolkit.runs.location import DataLocation, location_beside
+from toolkit.runs.location import DataLocation, find_training_data
 from toolkit.runs.seeds import SeedRuns, begin_seeds
 from toolkit.training.distillation import require_fitting
 from toolkit.training.initialize import load_initial
@@ -104,7 +103,7 @@ class Display(Protocol):
 
 
 MakeDisplay = Callable[..., Display]  # (recipe, *, epochs_done, suggest_fast)
-TrainElsewhere = Callable[[Sequence[RunFolder], DataSource], None]
+TrainElsewhere = Callable[[LaunchOptions, Sequence[RunFolder], DataSource], None]
 
 
 def launch(
@@ -112,9 +111,8 @@ def launch(
     *,
     display: MakeDisplay,
     note: Note = ignore,
-    download_progress: DownloadProgress = ignore,
-    on_pictures: Progress = ignore,
     train_elsewhere: TrainElsewhere | None = None,
+    **data_callbacks: Any,
 ) -> Launched:
     """Train what the options ask for. All that can be checked without the data is checked before they are fetched.
 
@@ -122,8 +120,8 @@ def launch(
         options: see there.
         display: makes the display of one run: `toolkit.display.TrainingDisplay`.
         note: called with one line before each run.
-        download_progress, on_pictures: see `find_data`.
-        train_elsewhere: trains the unfinished runs of several seeds to their end, instead of one after the other here.
+        train_elsewhere: trains the unfinished runs of several seeds where `options.on` says; used with `on` only.
+        data_callbacks: `progress` and `on_pictures` of `find_data`.
 
     Raises:
         KeyboardInterrupt: interrupted; its message names the command that resumes.
@@ -134,9 +132,9 @@ def launch(
         require_name(options.name)
     if options.tensorboard:
         require_tensorboard()
-    if train_elsewhere is not None and options.seeds is None:
+    if options.on is not None and options.seeds is None:
         raise UsageError("--on trains several seeds at once: give their number with --seeds N")
-    launcher = _Launcher(options, display, note, download_progress, on_pictures, train_elsewhere)
+    launcher = _Launcher(options, display, note, train_elsewhere if options.on else None, data_callbacks)
     if options.resume is not None:
         return launcher.resume_run(options.resume)
     if options.seeds is not None:
@@ -152,13 +150,11 @@ class _Launcher:
         options: LaunchOptions,
         display: MakeDisplay,
         note: Note,
-        download_progress: DownloadProgress,
-        on_pictures: Progress,
         train_elsewhere: TrainElsewhere | None,
+        data_callbacks: dict[str, Any],
     ) -> None:
         self.options, self.display, self.note = options, display, note
-        self.download_progress, self.on_pictures = download_progress, on_pictures
-        self.train_elsewhere = train_elsewhere
+        self.train_elsewhere, self.data_callbacks = train_elsewhere, data_callbacks
 
     def resume_run(self, name: str) -> Launched:
         options = self.options
@@ -172,7 +168,7 @@ class _Launcher:
         run = open_run(name, root=options.runs)
         if run.is_finished:
             raise UsageError(f"the run {run.path} is finished: there is nothing to resume")
-        return self._train(run, source=self._find_data(run.last), resume=True)
+        return self._train(run, source=self._find_training_data(run.last), resume=True)
 
     def train_new_run(self) -> Launched:
         init, teacher = self._init(), self._teacher()
@@ -200,7 +196,7 @@ class _Launcher:
         require_fitting(teacher, recipe, teacher.class_names if teacher else ())
         name = self.options.name or f"{self._stem(recipe)}-seeds"
         root = self.options.runs
-        source = self._find_data(root / name / "seed0" / "last.pt")
+        source = self._find_training_data(root / name / "seed0" / "last.pt")
         recipe = self._fit_to_data(recipe, source)
         require_fitting(teacher, recipe, source.class_names)
         seed_runs = begin_seeds(recipe, seeds=seeds, source=source, name=name, root=root, teacher=teacher, init=init)
@@ -222,7 +218,7 @@ class _Launcher:
         unfinished = seed_runs.unfinished()
         self.note(f"Training {len(unfinished)} seeds on {source.name} with {self.options.on}, in {seed_runs.path}")
         try:
-            train_elsewhere(unfinished, source)
+            train_elsewhere(self.options, unfinished, source)
         except KeyboardInterrupt as interrupt:
             finished = seed_runs.n - len(seed_runs.unfinished())
             raise KeyboardInterrupt(
@@ -270,21 +266,20 @@ class _Launcher:
             return None
         return load_checkpoint(find_checkpoint(self.options.teacher, root=self.options.runs))
 
-    def _find_data(self, checkpoint: Path | None = None) -> DataSource:
-        """The data that the options name; without any, those of the resumed run, as far as it records their place."""
-        data, skip_damaged = self.options.data, self.options.skip_damaged
-        if data is None and checkpoint is not None:
-            if location := location_beside(checkpoint):
-                data, skip_damaged = str(location.path), skip_damaged or location.skip_damaged
-            elif checkpoint.is_file():
-                name = load_checkpoint(checkpoint).data.get("name")
-                data = name if name in FOUND_BY_NAME else None
-        return find_data(
-            data,
-            skip_damaged=skip_damaged,
-            progress=self.download_progress,
-            on_pictures=self.on_pictures,
+    def _find_data(self) -> DataSource:
+        options = self.options
+        return find_data(options.data, skip_damaged=options.skip_damaged, note=self.note, **self.data_callbacks)
+
+    def _find_training_data(self, checkpoint: Path) -> DataSource:
+        """The data that the options name; without any, those of the run that is resumed."""
+        options = self.options
+        return find_training_data(
+            options.data,
+            recorded=load_checkpoint(checkpoint).data if options.data is None and checkpoint.is_file() else {},
+            model=checkpoint,
+            skip_damaged=options.skip_damaged,
             note=self.note,
+            **self.data_callbacks,
         )
 
     def _resume_seeds(self, seed_runs: SeedRuns) -> str:
