@@ -53,7 +53,7 @@ def train(
         typer.Option(help="Run or checkpoint to start from, or `shipped`. Without --recipe: preset finetune."),
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="Run or checkpoint to distil from; needs --distillation-weight.")
+        str | None, typer.Option(help="Run or checkpoint to distill from; needs --distillation-weight.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run folder. [default: from the recipe]")] = None,
     runs: Runs = Path("runs"),

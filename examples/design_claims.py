@@ -54,8 +54,8 @@ class Claim:
 
 
 CLAIMS = (  # "about" so many points: within one; the high 80s: from 86 to 90
-    Claim("resnet20: a generalisation gap of about 8 points", "gap", "resnet20", low=7, high=9),
-    Claim("resnet20-wide: a generalisation gap of about 11 points", "gap", "resnet20-wide", low=10, high=12),
+    Claim("resnet20: a generalization gap of about 8 points", "gap", "resnet20", low=7, high=9),
+    Claim("resnet20-wide: a generalization gap of about 11 points", "gap", "resnet20-wide", low=10, high=12),
     Claim("resnet20-wide has a larger gap than resnet20", "gap", "resnet20-wide", "resnet20"),
     Claim("resnet20: validation in the high 80s by mid-training", "half-way", "resnet20", low=86, high=90),
     Claim("resnet20: at least 91% of the test images", "test", "resnet20", low=91),
@@ -79,8 +79,8 @@ def variants(base: Recipe) -> dict[str, Recipe]:
         "SGD": {"optimizer": "SGD"},
         "Adam": {"optimizer": "Adam", "nesterov": False, "learning_rate": 1e-3},  # SGD's rate is far too high for it
     }
-    base = base.replaced({"run": {"model": "resnet20"}})
-    return {name: base.replaced(change, where=name) for name, change in changes.items()}
+    base = base.replace({"run": {"model": "resnet20"}})
+    return {name: base.replace(change, where=name) for name, change in changes.items()}
 
 
 def print_epoch(run: RunFolder, record: EpochRecord) -> None:
@@ -90,7 +90,7 @@ def print_epoch(run: RunFolder, record: EpochRecord) -> None:
 def measured(name: str, recipe: Recipe, *, seeds: int, source: DataSource, runs: Path) -> dict[str, Any]:
     """Train what is not finished; then each seed's figures in percent, their spread, and the mean curve."""
     together = begin_seeds(recipe, seeds=seeds, source=source, name=name.replace(" ", "-"), root=runs)
-    for run in together.unfinished():
+    for run in together.find_unfinished():
         train(run.recipe(), source=source, run=run, resume=True, on_epoch=partial(print_epoch, run))
     summary = together.write_summary()
     curves = [[100 * epoch["val_accuracy"] for epoch in run.read_metrics()] for run in together.runs]
@@ -199,7 +199,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         changes = {"early_stopping": False} | ({"epochs": options.epochs} if options.epochs is not None else {})
-        base = load_recipe(options.recipe).replaced(changes)
+        base = load_recipe(options.recipe).replace(changes)
         if base.run.val_size == 0:
             raise UsageError("the claims are about validation accuracy, so the recipe's val_size cannot be 0")
         source = find_data(options.data)

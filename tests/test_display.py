@@ -424,7 +424,7 @@ TWO_EPOCHS = """
 import sys, time, types
 from types import SimpleNamespace
 schedule = types.ModuleType("schedule")
-schedule.crop_size_of = lambda recipe, epoch: 32
+schedule.choose_crop_size = lambda recipe, epoch: 32
 sys.modules["toolkit.recipes.schedule"] = schedule
 from toolkit import display
 print("width", display.output_width())

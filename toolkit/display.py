@@ -83,10 +83,11 @@ class TrainingDisplay:
     """
 
     def __init__(self, recipe: "Recipe", *, epochs_done: int = 0, suggest_fast: bool = False) -> None:
-        from toolkit.recipes.schedule import crop_size_of
+        from toolkit.recipes.schedule import choose_crop_size
 
         self._epochs = recipe.epochs
-        self._costs = [crop_size_of(recipe, epoch) ** 2 for epoch in range(1, recipe.epochs + 1)]  # pixels per image
+        crop_sizes = [choose_crop_size(recipe, epoch) for epoch in range(1, recipe.epochs + 1)]
+        self._costs = [size**2 for size in crop_sizes]  # pixels per image, of each epoch
         self._epochs_done = epochs_done
         self._suggest_fast = suggest_fast
         self._estimated = False

@@ -30,8 +30,8 @@ def test_the_bytes_of_a_picture(server: Address, content_type: str | None) -> No
 
 def test_a_form_answers_as_cifar_predict_does(server: Address, model_file: Path, tmp_path: Path) -> None:
     files = {}
-    for name, colour in [("a.png", "red"), ("ü.png", "green"), ("c.png", "blue")]:
-        files[name] = picture(colour, (40, 36))
+    for name, color in [("a.png", "red"), ("ü.png", "green"), ("c.png", "blue")]:
+        files[name] = picture(color, (40, 36))
         (tmp_path / name).write_bytes(files[name])
     response = httpx.post(f"{server.url}/predict?top=3", files=[("any", (name, files[name])) for name in files])
     paths = [str(tmp_path / name) for name in files]

@@ -76,12 +76,12 @@ class PartsFolder:
         return self.path / f"errors-{number:05}.jsonl"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Create the folder and lock it. Raises `ToolkitError` if another command is filling it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock", timeout=0)
-            lock.acquire()
+            file_lock = FileLock(self.path / ".lock", timeout=0)
+            file_lock.acquire()
         except Timeout as error:
             raise ToolkitError(f"another command is predicting into {display(self.path)}: wait for it") from error
         except OSError as error:
@@ -89,7 +89,7 @@ class PartsFolder:
         try:
             yield
         finally:
-            lock.release()
+            file_lock.release()
 
     def remove_leftovers(self) -> None:
         """Remove temporary files of processes that were killed while writing; none may be running."""

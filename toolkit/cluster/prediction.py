@@ -94,7 +94,7 @@ def predict_to_folder(
     check_options(batch_size=1, top=top, class_count=len(open_model(path, provider="cpu", threads=1).class_names))
     folder = PartsFolder(out.absolute())
     missing: list[Failure] = []
-    with folder.locked():
+    with folder.lock():
         folder.remove_leftovers()
         pictures = _without_failures(expand(named), missing)
         plan = begin_plan(
@@ -130,7 +130,7 @@ def _without_failures(sources: Iterable[str | Failure], failures: list[Failure])
 def _run_parts(engine: Engine, folder: PartsFolder, plan: Plan, finished: set[int], progress: Progress) -> None:
     numbers = [number for number in range(len(plan.offsets)) if number not in finished]
     failures: list[Outcome] = []
-    done = sum(_pictures_in(plan, number) for number in finished)
+    done = sum(_count_pictures(plan, number) for number in finished)
     progress(done, plan.pictures)
     try:
         with contextlib.closing(engine.run(part_job(folder, plan, number) for number in numbers)) as outcomes:
@@ -138,7 +138,7 @@ def _run_parts(engine: Engine, folder: PartsFolder, plan: Plan, finished: set[in
                 if outcome.error is not None:
                     failures.append(outcome)
                 else:
-                    done += _pictures_in(plan, int(outcome.name.removeprefix("part ")))
+                    done += _count_pictures(plan, int(outcome.name.removeprefix("part ")))
                     progress(done, plan.pictures)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(
@@ -152,7 +152,7 @@ def _run_parts(engine: Engine, folder: PartsFolder, plan: Plan, finished: set[in
         )
 
 
-def _pictures_in(plan: Plan, number: int) -> int:
+def _count_pictures(plan: Plan, number: int) -> int:
     return min(plan.part_size, plan.pictures - number * plan.part_size)
 
 
@@ -162,7 +162,7 @@ def part_job(folder: PartsFolder, plan: Plan, number: int) -> Job:
         "folder": str(folder.path),
         "number": number,
         "offset": plan.offsets[number],
-        "count": _pictures_in(plan, number),
+        "count": _count_pictures(plan, number),
         "working_folder": plan.working_folder,
         "format": plan.format,
         "top": plan.top,

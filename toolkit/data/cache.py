@@ -76,7 +76,7 @@ def _write(path: Path, listing: Listing, pictures: Pictures) -> None:
     arrays = [pictures.pixels, pictures.digests, pictures.small]
     checksum = 0
     for array in arrays:
-        checksum = _update_checksum(checksum, _bytes_of(array))
+        checksum = _update_checksum(checksum, _view_bytes(array))
     header = {
         "key": _key(listing),
         "count": len(pictures),
@@ -87,7 +87,7 @@ def _write(path: Path, listing: Listing, pictures: Pictures) -> None:
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(_MAGIC + json.dumps(header).encode() + b"\n")
         for array in arrays:
-            file.write(_bytes_of(array))
+            file.write(_view_bytes(array))
 
 
 def _read(path: Path, listing: Listing, note: Note) -> Pictures | None:
@@ -111,7 +111,7 @@ def _read_entry(file: BinaryIO, listing: Listing) -> Pictures:
     pictures = Pictures.empty(len(listing))
     checksum = 0
     for array in (pictures.pixels, pictures.digests, pictures.small):
-        target = _bytes_of(array)
+        target = _view_bytes(array)
         if cast("io.BufferedReader", file).readinto(target) != len(target):
             raise ValueError("incomplete")
         checksum = _update_checksum(checksum, target)
@@ -131,7 +131,7 @@ def _errors_persist(listing: Listing, pictures: Pictures) -> bool:
     return len(decode_pictures(paths).errors) == len(paths)
 
 
-def _bytes_of(array: "np.ndarray[Any, Any]") -> memoryview:
+def _view_bytes(array: "np.ndarray[Any, Any]") -> memoryview:
     return array.view(np.uint8).reshape(-1).data
 
 

@@ -92,7 +92,7 @@ def fetch(
     partial = folder / f".{archive.folder}.tar.gz.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / f".{archive.folder}.lock", archive, progress):
+        with _lock(folder / f".{archive.folder}.lock", archive, progress):
             if _is_complete(archive, folder):  # another process held the lock and downloaded it
                 return
             _download(archive, partial, limits, progress)
@@ -117,7 +117,7 @@ def _state(path: Path, md5: str) -> str:
         return "unreadable"
 
 
-def _locked(path: Path, archive: Archive, progress: Progress) -> AbstractContextManager[object]:
+def _lock(path: Path, archive: Archive, progress: Progress) -> AbstractContextManager[object]:
     """Acquire a lock between processes; the operating system releases it when the process ends."""
     lock = FileLock(path)
     try:

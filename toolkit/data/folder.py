@@ -14,8 +14,8 @@ from toolkit.data.listing import (
     ListedFile,
     Listing,
     Problem,
-    count_of,
-    file_of,
+    format_count,
+    make_listed_file,
     make_listing,
     relative_path,
 )
@@ -57,7 +57,7 @@ def list_folder(root: Path) -> Listing:
     notes = [*scan.notes]
     if scan.loose:
         notes.append(
-            f"ignored {count_of(scan.loose, 'picture')} outside of a class folder, such as {scan.loose_example}"
+            f"ignored {format_count(scan.loose, 'picture')} outside of a class folder, such as {scan.loose_example}"
         )
     return make_listing(root, scan.files, problems=scan.problems, notes=notes)
 
@@ -113,7 +113,7 @@ class _Scan:
         if self.leaves(entry):
             return
         try:
-            self.files.append(file_of(self.root, entry.path, class_name, split, entry.stat()))
+            self.files.append(make_listed_file(self.root, entry.path, class_name, split, entry.stat()))
         except OSError as error:  # it vanished, or is a link to nothing or to itself
             self.add_problem(entry.path, f"cannot be read: {error.strerror or error}")
 

@@ -102,7 +102,7 @@ def _same_graph(gate: Gate, content: bytes, *, class_names: tuple[str, ...]) -> 
         Rejected: the file does not pass the checks of its contents and interface.
         ToolkitError: the file holds another graph than the checked one.
     """
-    final = Gate(content, min_accuracy=gate.figures.min_accuracy, provider=_provider_of(gate))
+    final = Gate(content, min_accuracy=gate.figures.min_accuracy, provider=gate.provider)
     final.check_file(class_names)
     assert final.model is not None
     without_metadata = ModelProto.FromString(final.model.SerializeToString())
@@ -113,10 +113,6 @@ def _same_graph(gate: Gate, content: bytes, *, class_names: tuple[str, ...]) -> 
     final.figures = dataclasses.replace(gate.figures, **own)
     final.checks = list(gate.checks)
     return final
-
-
-def _provider_of(gate: Gate) -> GateProvider:
-    return "cuda" if gate.figures.provider == "cuda" else "cpu"
 
 
 def _serialize(model: ModelProto) -> bytes:
@@ -184,7 +180,7 @@ def build_graph(
     with quiet() as output:
         try:
             program = torch.onnx.export(
-                Deployed(network, statistics=statistics, input_format=input_format).eval(),
+                DeployedNetwork(network, statistics=statistics, input_format=input_format).eval(),
                 (example,),
                 dynamo=True,
                 opset_version=opset,
@@ -198,12 +194,12 @@ def build_graph(
             raise ToolkitError(f"torch.onnx could not export the network: {error} {output.getvalue()}") from error
     assert program is not None
     model = program.model_proto
-    if graph.opset_of(model) != opset:
-        raise ToolkitError(f"torch.onnx wrote opset {graph.opset_of(model)} instead of {opset}; use --opset {OPSET}")
+    if graph.read_opset(model) != opset:
+        raise ToolkitError(f"torch.onnx wrote opset {graph.read_opset(model)} instead of {opset}; use --opset {OPSET}")
     return graph.strip(model)
 
 
-class Deployed(nn.Module):
+class DeployedNetwork(nn.Module):
     """The network between normalization and softmax. Images to logits and probabilities, float32 (N, K) each."""
 
     scale: Tensor

@@ -98,10 +98,10 @@ def rebuild(checkpoint: Checkpoint, gate: Gate, train: Images, *, note: Note) ->
     model, _ = build_model(
         checkpoint,
         train=train,
-        precision=graph.precision_of(found),
-        target=quantize.target_of(found),
-        input_format=graph.input_format_of(found) or "uint8-nhwc",
-        opset=graph.opset_of(found),
+        precision=graph.detect_precision(found),
+        target=quantize.detect_target(found),
+        input_format=graph.detect_input_format(found) or "uint8-nhwc",
+        opset=graph.read_opset(found),
         note=note,
     )
     return model

@@ -45,7 +45,7 @@ class PageModel:
 
     def figures(self) -> list[tuple[str, str]]:
         """The page's headline: (figure, what it is) each."""
-        network = f"{self._recorded('model')}, {self._recorded('precision')}"
+        network = f"{self._format_value('model')}, {self._format_value('precision')}"
         return [
             (self._percentage("test_accuracy"), f"test accuracy, {self._count('test_images')} images"),
             (f"{len(self.class_names):,}", "classes"),
@@ -56,18 +56,18 @@ class PageModel:
         """What the export gate recorded in the file: (name, value) each."""
         correct, images = self._count("test_correct"), self._count("test_images")
         return [
-            ("Checked by", f"the export gate of cifar {self._recorded('toolkit_version')}"),
-            ("Date", self._recorded("date")),
+            ("Checked by", f"the export gate of cifar {self._format_value('toolkit_version')}"),
+            ("Date", self._format_value("date")),
             ("Test accuracy", f"{self._percentage('test_accuracy')} ({correct} of {images})"),
             ("Accuracy required", self._percentage("min_accuracy")),
-            ("Largest logit difference from PyTorch", self._recorded("parity_max_logit_difference")),
-            ("Labels that differ from PyTorch", self._recorded("parity_differing_labels")),
+            ("Largest logit difference from PyTorch", self._format_value("parity_max_logit_difference")),
+            ("Labels that differ from PyTorch", self._format_value("parity_differing_labels")),
             ("Data", self._data_name()),
-            ("Checkpoint SHA-256", self._recorded("checkpoint_sha256")),
+            ("Checkpoint SHA-256", self._format_value("checkpoint_sha256")),
             ("Model file SHA-256", self.sha256),
         ]
 
-    def _recorded(self, key: str) -> str:
+    def _format_value(self, key: str) -> str:
         return shorten(self.metadata.get(key) or NOT_RECORDED)
 
     def _percentage(self, key: str) -> str:
