@@ -39,7 +39,7 @@ def list_csv(path: Path) -> Listing:
 
 
 def _read_rows(path: Path, name: str) -> Iterator[tuple[int, tuple[str, str, int]]]:
-    """Line number, and path, label and split code of each row."""
+    """Yield the line number, and path, label and split code of each row."""
     csv.field_size_limit(_MAX_FIELD)
     with open_regular(path, max_bytes=MAX_BYTES) as file:
         reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
@@ -76,7 +76,7 @@ def _parse_row(header: list[str], row: list[str], where: str) -> tuple[str, str,
 
 
 class _Folders:
-    """Which paths stay within a folder; resolves every parent folder once."""
+    """Decide whether paths stay within a folder; each parent folder is resolved once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

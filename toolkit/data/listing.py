@@ -124,17 +124,17 @@ def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
 
 
 def make_listed_file(root: Path, path: str, class_name: str, split: int, status: os.stat_result) -> ListedFile:
-    """The record of a file whose status is known."""
+    """Make the record of a file from its status."""
     return ListedFile(relative_path(root, path), class_name, split, status.st_size, status.st_mtime_ns)
 
 
 def relative_path(root: Path, path: str) -> str:
-    """`path`, which begins with `root`, without it; faster than `os.path.relpath`."""
+    """Remove `root` from the start of `path`; faster than `os.path.relpath`."""
     return path.removeprefix(os.path.join(root, ""))
 
 
 def format_count(number: int, noun: str) -> str:
-    """A number with its noun, such as "2,000 pictures"."""
+    """Format a number with its noun, such as "2,000 pictures"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

@@ -40,7 +40,7 @@ class UnreadablePictures(ToolkitError):
 
 @dataclass(frozen=True)
 class Findings:
-    """The pictures of a data set that were left out or deserve a look.
+    """The pictures of a data set that were removed or need attention.
 
     Attributes:
         skipped: pictures that cannot be used, under `--skip-damaged`.
@@ -96,8 +96,8 @@ class PictureSet:
 
     Attributes:
         train, test: the images.
-        val: None where the data set has no validation pictures of its own.
-        findings: what was left out or deserves a look.
+        val: None if validation images are split off training.
+        findings: removed pictures, and those that need attention.
     """
 
     train: Images
@@ -158,7 +158,7 @@ def _require_memory(listing: Listing) -> None:
 
 
 def _check_problems(listing: Listing, pictures: Pictures, *, skip_damaged: bool, note: Note) -> tuple[Problem, ...]:
-    """All pictures that cannot be used; each is reported to `note`."""
+    """Report each picture that cannot be used to `note`; return them all."""
     decoding = (Problem(listing.paths[index], error) for index, error in sorted(pictures.errors.items()))
     problems = (*listing.problems, *decoding)
     if not problems:
