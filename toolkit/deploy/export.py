@@ -64,7 +64,7 @@ def export_onnx(
 
     Raises:
         Rejected: the model did not pass the gate.
-        UsageError: an argument is invalid, or the data set has no required accuracy of its own.
+        UsageError: an argument is invalid, or the data set is not in `FLOORS`.
         ToolkitError: the checkpoint cannot be read or was trained on other data, or the file cannot be written.
     """
     check_arguments(min_accuracy=min_accuracy, provider=provider)

@@ -138,7 +138,7 @@ class Gate:
             self._require(text == required, "classes", found=text[:200], limit=required[:200])
 
     def check_graph(self, rebuilt: ModelProto | None) -> None:
-        """Compare structure and weights with the graph that the checkpoint gives; report that there is none."""
+        """Compare structure and weights with the graph of the checkpoint, if there is one."""
         assert self.model is not None
         limit = "the nodes and weights that the checkpoint gives"
         if rebuilt is None:

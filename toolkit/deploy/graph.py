@@ -102,7 +102,7 @@ def detect_precision(model: ModelProto) -> Precision:
 
 
 def strip(model: ModelProto) -> ModelProto:
-    """Remove in place what no runtime needs: doc strings, stack traces, inferred shapes, metadata; return `model`.
+    """Remove doc strings, stack traces, inferred shapes and metadata from `model` in place, and return it.
 
     The exporter notes the source line of each node, which would publish paths of the machine.
     """

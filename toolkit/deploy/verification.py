@@ -1,4 +1,4 @@
-"""Verification: run the gate on an existing ONNX file, beside the graph that its checkpoint gives."""
+"""Verify an existing ONNX file: run the gate on it, and compare it with the graph of its checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ def verify(
 
     Raises:
         Rejected: a check failed; its `report` ends with that check.
-        UsageError: `min_accuracy` or `provider` is invalid, or the data set has no required accuracy of its own.
+        UsageError: `min_accuracy` or `provider` is invalid, or the data set is not in `FLOORS`.
         ToolkitError: no such file, the checkpoint cannot be read or was trained on other data, or ONNX Runtime does
             not run on `provider` here.
     """
@@ -82,10 +82,10 @@ def verify(
 
 
 def rebuild(checkpoint: Checkpoint, gate: Gate, train: Images, *, note: Note) -> ModelProto:
-    """Build the graph of the checkpoint again, in the input format, opset and precision that the gate found.
+    """Build the graph of the checkpoint in the input format, opset and precision of the verified model.
 
     Args:
-        checkpoint: what the model is said to be exported from.
+        checkpoint: the checkpoint that the model was exported from.
         gate: after `check_file`.
         train: the training images, from which int8 is calibrated as `cifar export` does.
         note: called with a few words at each stage.
