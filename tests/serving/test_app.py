@@ -102,11 +102,11 @@ def test_another_type_is_415(server: Address, headers: dict[str, str], message: 
 @pytest.mark.parametrize(
     ("content_type", "content", "message"),
     [
-        ("multipart/form-data", b"", "the Content-Type multipart/form-data names no boundary"),
-        ("multipart/form-data; boundary=x", b"--y\r\n", "the body is no multipart/form-data with the boundary"),
+        ("multipart/form-data", b"", "the Content-Type multipart/form-data lacks a boundary"),
+        ("multipart/form-data; boundary=x", b"--y\r\n", "the body is not multipart/form-data with the boundary"),
         ("multipart/form-data; boundary=x", b"", "the multipart/form-data ends before its last boundary"),
         ("multipart/form-data; boundary=x", b"--x\r\n\r\nabc", "the multipart/form-data ends before its last boundary"),
-        ("multipart/form-data; boundary=" + "x" * 999, b"", "the body is no multipart/form-data with the boundary"),
+        ("multipart/form-data; boundary=" + "x" * 999, b"", "the body is not multipart/form-data with the boundary"),
         ("multipart/form-data; boundary=x", b"--x--\r\n", "the "),
     ],
 )

@@ -1,8 +1,8 @@
-"""The Open Inference Protocol (V2) over HTTP, with the binary tensor extension: what Triton's and KServe's clients use.
+"""The Open Inference Protocol (V2) over HTTP, with binary tensors, for clients of Triton and KServe.
 
 Specification: github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md; binary tensors:
-github.com/triton-inference-server/server, docs/protocol/extension_binary_data.md. Whichever form the model file takes,
-the protocol's input is `images`, UINT8 (N, 32, 32, 3), RGB.
+github.com/triton-inference-server/server, docs/protocol/extension_binary_data.md. The input is `images`, UINT8
+(N, 32, 32, 3), RGB, whatever the input format of the model file.
 """
 
 import json
@@ -34,7 +34,7 @@ class InferenceRequest:
     """A request after its checks.
 
     Attributes:
-        id: echoed in the response; None where there was none.
+        id: echoed in the response; None if the request has none.
         images: uint8 `(N, 32, 32, 3)`.
         outputs: the requested outputs in their order, and whether each is wanted in binary form.
     """
@@ -68,7 +68,7 @@ class V2:
         return routes
 
     async def health(self, request: Request) -> Response:
-        """200: a process that answers has its model open."""
+        """Return 200: a process opens its model before it answers requests."""
         return Response()
 
     async def server_metadata(self, request: Request) -> Response:
@@ -79,7 +79,7 @@ class V2:
         return Response()
 
     async def model_metadata(self, request: Request) -> Response:
-        """Inputs and outputs; under `parameters` the SHA-256 and what the file states about itself."""
+        """Return inputs and outputs; under `parameters` the SHA-256 and the metadata of the file."""
         self._check_model(request)
         session = self._model.session
         outputs = [{"name": name, "datatype": "FP32", "shape": [-1, len(session.class_names)]} for name in _OUTPUTS]
@@ -99,7 +99,7 @@ class V2:
         )
 
     async def infer(self, request: Request) -> Response:
-        """Both outputs for a tensor of images. Statuses: 200, 400, 404, 408, 413, 415, 503."""
+        """Return both outputs for a tensor of images. Statuses: 200, 400, 404, 408, 413, 415, 503."""
         self._check_model(request)
         if request.headers.get("content-encoding", "identity") != "identity":
             raise HTTPException(415, "a body with a Content-Encoding is not accepted; send it as it is")
@@ -145,10 +145,10 @@ class V2:
 
 
 def parse_request(content: bytes, json_length: str | None, *, max_images: int) -> InferenceRequest:
-    """The request in a body: JSON alone or, where its length is given in a header, JSON and then binary tensors.
+    """Parse a body: JSON alone or, if a header gives the length of the JSON, JSON followed by binary tensors.
 
     Raises:
-        HTTPException: 400 for what is malformed, 413 for more than `max_images` images.
+        HTTPException: 400 for a malformed request, 413 for more than `max_images` images.
     """
     split = len(content)
     if json_length is not None:
@@ -207,7 +207,7 @@ def _binary_tensor(binary: memoryview, size: Any, shape: list[int]) -> NDArray[n
 
 
 def _json_tensor(data: Any, shape: list[int]) -> NDArray[np.uint8]:
-    """The elements, flat or nested, as JSON has them."""
+    """Convert the elements, a flat or nested list."""
     try:
         array = np.asarray(data) if isinstance(data, list) else None
     except (ValueError, OverflowError):  # rows of different lengths; nested beyond NumPy's limit

@@ -1,4 +1,4 @@
-"""The model that a page shows: its file, and what the file records about itself."""
+"""The model of a page: its file, and the figures in the file's metadata."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ class PageModel:
         content: the ONNX file.
         input_form: of its input, as in `Session.input_form`.
         class_names: in the order of its outputs.
-        metadata: the file's properties under `cifar.`, without that prefix. They are not trusted: only shown, as text.
+        metadata: the file's properties under `cifar.`, without that prefix; untrusted, shown as text only.
     """
 
     content: bytes
@@ -32,7 +32,7 @@ class PageModel:
 
     @classmethod
     def of(cls, session: Session) -> "PageModel":
-        """The model of an open session, read once more from its path.
+        """Make the model of a page from an open session; reads the file again.
 
         Raises:
             ToolkitError: the file cannot be read.
@@ -44,7 +44,7 @@ class PageModel:
         return hashlib.sha256(self.content).hexdigest()
 
     def figures(self) -> list[tuple[str, str]]:
-        """The page's headline: (figure, what it is) each."""
+        """The figures at the top of the page: (figure, label) each."""
         network = f"{self._format_value('model')}, {self._format_value('precision')}"
         return [
             (self._percentage("test_accuracy"), f"test accuracy, {self._count('test_images')} images"),
@@ -53,7 +53,7 @@ class PageModel:
         ]
 
     def checks(self) -> list[tuple[str, str]]:
-        """What the export gate recorded in the file: (name, value) each."""
+        """The results of the gate in the file's metadata: (name, value) each."""
         correct, images = self._count("test_correct"), self._count("test_images")
         return [
             ("Checked by", f"the export gate of cifar {self._format_value('toolkit_version')}"),
@@ -89,9 +89,9 @@ class PageModel:
 
 
 def read_page_model(path: str | os.PathLike[str] | None = None) -> PageModel:
-    """The model at `path`, by default the one that `cifar predict` takes.
+    """Read the model at `path`, by default that of `cifar predict`.
 
     Raises:
-        ToolkitError: there is no model, or the file is no model of this toolkit.
+        ToolkitError: there is no model, or the file was not written by `cifar export`.
     """
     return PageModel.of(open_model(find_model(path), provider="cpu", threads=1))
