@@ -1,4 +1,4 @@
-"""A folder of pictures in parts, as jobs: each predicts its part of the list into one file."""
+"""Predict many pictures in parts: each job predicts one part of the list into one file."""
 
 import contextlib
 import functools
@@ -47,7 +47,7 @@ class PartsWritten:
         return sum(1 for _ in self.failures())
 
     def failures(self) -> Iterator[str]:
-        """The errors of all pictures that have no prediction."""
+        """The errors of all pictures without a prediction."""
         yield from (failure.error for failure in self.missing)
         for path in self.unreadable:
             with path.open(encoding="utf-8") as file:
@@ -67,8 +67,7 @@ def predict_to_folder(
 ) -> PartsWritten:
     """Predict every picture that `paths` name, each into exactly one part file of the folder `out`.
 
-    Finished parts are kept, so the command that was interrupted is simply repeated. The files are described in
-    `toolkit.cluster.parts`.
+    Finished parts are kept: repeat an interrupted command to resume it. `toolkit.cluster.parts` describes the files.
 
     Args:
         engine: where the parts are predicted, each on one processor core.
@@ -83,7 +82,7 @@ def predict_to_folder(
     Raises:
         UsageError: an option is out of range; a path is standard input.
         ToolkitError: `out` holds other parts; parts failed, the others are finished; a file cannot be written.
-        KeyboardInterrupt: interrupted; its message says what is kept.
+        KeyboardInterrupt: interrupted; its message gives the number of pictures that are done.
     """
     named = list(paths)
     if STDIN in named:
@@ -114,7 +113,7 @@ def predict_to_folder(
 
 
 def _working_folder(paths: Iterable[PathLike]) -> str:
-    """The current folder, or one that every machine has where it does not matter."""
+    """Return the current folder; the root, which every machine has, if all paths are absolute."""
     current = Path.cwd()
     return current.anchor if all(Path(path).is_absolute() for path in paths) else str(current)
 
@@ -200,6 +199,6 @@ def predict_part(
 
 @functools.lru_cache(maxsize=1)
 def _open_once(model: Path) -> Session:
-    """The session of this process, which predicts many parts."""
+    """Open the session of this process once, for all its parts."""
     warnings.simplefilter("ignore")  # Pillow's, about damaged pictures
     return open_model(model, provider="cpu", threads=1)

@@ -1,4 +1,4 @@
-"""Seeds of one recipe as jobs: each is trained in its run folder, and resumed wherever it is run again."""
+"""Train the seeds of one recipe as jobs: each in its run folder, resumed by whichever process runs it again."""
 
 import contextlib
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from toolkit.training.step import StepMode
 from toolkit.training.tensorboard import tensorboard_log
 from toolkit.training.trainer import train
 
-# How long a job waits for the lock of its run: the process of a machine that was lost ends soon after.
+# How long a job waits for the lock of its run: a lost machine may still hold it for a while.
 LOCK_SECONDS = 60.0
 
 
