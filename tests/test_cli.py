@@ -286,7 +286,7 @@ def test_a_model_of_other_data_is_not_judged(trained, cifar, tmp_path):
         (["export", "m.onnx", "--checkpoint", "x.pt", "--run", "y"], 2, "give --run or --checkpoint, not both"),
         (["train", "--recipe", "fsat"], 2, "no recipe 'fsat' (did you mean 'fast'?)"),
         (["train", "--step", "graph", "--device", "cpu"], 2, "only CUDA captures graphs"),
-        (["export", "/dev/null", "--checkpoint", "x.pt", "--data", "demo"], 1, "is not a regular file"),
+        (["export", "/dev/null", "--checkpoint", "x.pt", "--data", "demo"], 1, "is not an ordinary file"),
         (["evaluate", "modle.onnx"], 1, "no such file: modle.onnx"),
         (["evaluate", "--plot", "c.svg"], 2, "must end in .png"),
         (["export"], 1, "no run in runs has finished: `cifar train` starts one"),

@@ -170,7 +170,7 @@ def require_writable(path: Path, *, suffix: str = "") -> None:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise ToolkitError(f"cannot write {shorten(str(path))}: {reason}") from error
     if exists and not path.is_file():
-        raise ToolkitError(f"cannot write {display(path)}: it exists and is not a regular file")
+        raise ToolkitError(f"cannot write {display(path)}: it exists and is not an ordinary file")
     folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     try:
         if not folder.is_dir():
