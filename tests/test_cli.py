@@ -137,7 +137,7 @@ def interrupt_at(monkeypatch, step):
     monkeypatch.setattr("toolkit.display.TrainingDisplay.step", interrupting)
 
 
-def test_seeds_are_trained_interrupted_gone_on_with_and_evaluated(colored, cifar, monkeypatch):
+def test_seeds_are_trained_interrupted_resumed_and_evaluated(colored, cifar, monkeypatch):
     train = ["train", "--recipe", "short.toml", "--seeds", 2, "--json"]
     with monkeypatch.context() as patch:
         interrupt_at(patch, 10)  # of six a seed: in the second epoch of seed 1
