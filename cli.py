@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from toolkit import command_line
+from toolkit import command_line, options
 from toolkit.bench.commands import bench
 from toolkit.command_line import note, print_error, print_result, print_version, recipe_flags, run_app
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import as_text, display
-from toolkit.options import Data, Device, GateProvider, Json, MinAccuracy, Model, On, Provider, Runs, SkipDamaged
-from toolkit.recipes.recipe import preset_names, recipe_from_flags
+from toolkit.recipes.recipe import recipe_from_flags
 
 app = typer.Typer(
     name="cifar",
@@ -31,7 +31,7 @@ command = functools.partial(command_line.command, group=app)
 
 
 @app.callback()
-def options(
+def cifar(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=print_version)
     ] = False,
@@ -42,33 +42,21 @@ def options(
 @command
 @recipe_flags
 def train(
-    recipe: Annotated[
-        str | None,
-        typer.Option(help=f"File, or preset: {', '.join(preset_names())}. [default: reference]"),
-    ] = None,
-    data: Data = None,
-    skip_damaged: SkipDamaged = False,
-    init: Annotated[
-        str | None,
-        typer.Option(help="Run or checkpoint to start from, or `shipped`. Without --recipe: preset finetune."),
-    ] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="Run or checkpoint to distill from; needs --distillation-weight.")
-    ] = None,
+    recipe: options.RecipeName = None,
+    data: options.Data = None,
+    skip_damaged: options.SkipDamaged = False,
+    init: options.Init = None,
+    teacher: options.Teacher = None,
     name: Annotated[str | None, typer.Option(help="Name of the run folder. [default: from the recipe]")] = None,
-    runs: Runs = Path("runs"),
+    runs: options.Runs = Path("runs"),
     resume: Annotated[str | None, typer.Option(help="Run to resume from its last completed epoch.")] = None,
-    seeds: Annotated[
-        int | None, typer.Option(help="Train seeds 0 to N-1; repeat the command to resume.", min=1, metavar="N")
-    ] = None,
-    on: On = None,
+    seeds: options.Seeds = None,
+    on: options.On = None,
     gpu_share: Annotated[float, typer.Option(help="Share of a GPU that each seed gets, with --on.")] = 0.25,
-    device: Device = "auto",
-    step: Annotated[
-        Literal["auto", "eager", "graph"], typer.Option(help="Kind of step; graph: captured as CUDA graphs.")
-    ] = "auto",
+    device: options.Device = "auto",
+    step: options.Step = "auto",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
-    json_output: Json = False,
+    json_output: options.Json = False,
     **recipe_values: Any,
 ) -> None:
     """Train a network by a recipe.
@@ -76,10 +64,10 @@ def train(
     Every key of the recipe has a flag, which replaces the value in the recipe.
     """
     from toolkit.cluster.training import train_on_engine
-    from toolkit.display import TrainingDisplay, data_bars, jobs_bar, run_lines, seeds_lines
+    from toolkit.display import TrainingDisplay, data_callbacks, jobs_bar, run_lines, seeds_lines
     from toolkit.training.launch import LaunchOptions, launch
 
-    options = LaunchOptions(
+    launch_options = LaunchOptions(
         recipe=recipe,
         changes=recipe_from_flags(recipe_values),
         data=data,
@@ -96,9 +84,9 @@ def train(
         on=on,
         gpu_share=gpu_share,
     )
-    with data_bars() as bars, jobs_bar("epochs") as progress:
+    with data_callbacks(note) as callbacks, jobs_bar("epochs") as progress:
         train_elsewhere = functools.partial(train_on_engine, progress=progress, note=note)
-        result = launch(options, display=TrainingDisplay, note=note, train_elsewhere=train_elsewhere, **bars)
+        result = launch(launch_options, display=TrainingDisplay, train_elsewhere=train_elsewhere, **callbacks)
     where = {"folder" if result.several else "run": as_text(result.path)}
     render = seeds_lines if result.several else run_lines
     print_result(result.summary | where, lambda: render(result.path, result.summary), as_json=json_output)
@@ -106,69 +94,73 @@ def train(
 
 @command
 def evaluate(
-    target: Annotated[
-        str | None,
-        typer.Argument(help="Checkpoint, run, folder of seeds or ONNX file. [default: the newest finished run]"),
-    ] = None,
-    data: Data = None,
-    skip_damaged: SkipDamaged = False,
-    runs: Runs = Path("runs"),
-    provider: Provider = "auto",
-    device: Device = "auto",
+    target: options.Target = None,
+    data: options.Data = None,
+    skip_damaged: options.SkipDamaged = False,
+    runs: options.Runs = Path("runs"),
+    provider: options.Provider = "auto",
+    device: options.Device = "auto",
     plot: Annotated[Path | None, typer.Option(help="Write the confusion matrix as a PNG file.")] = None,
-    json_output: Json = False,
+    json_output: options.Json = False,
 ) -> None:
     """Measure a model on the test set.
 
     Prints accuracy per class and in all, confusion matrix and calibration error.
     """
-    from toolkit.display import data_bars, metrics_lines, seeds_metrics_lines
-    from toolkit.evaluation.target import EvaluateOptions, FileMetrics, evaluate_target
+    from toolkit.display import data_callbacks, metrics_lines, seeds_metrics_lines
+    from toolkit.evaluation.evaluate import SeedsMetrics
+    from toolkit.evaluation.target import evaluate_target
 
-    options = EvaluateOptions(target, data, skip_damaged, runs, provider=provider, device=device, plot=plot)
-    with data_bars() as bars:
-        result = evaluate_target(options, note=note, **bars)
+    with data_callbacks(note) as callbacks:
+        result = evaluate_target(
+            target,
+            data=data,
+            skip_damaged=skip_damaged,
+            runs=runs,
+            provider=provider,
+            device=device,
+            plot=plot,
+            **callbacks,
+        )
 
-    def lines() -> str:
-        return metrics_lines(result.metrics) if isinstance(result, FileMetrics) else seeds_metrics_lines(result)
-
-    print_result(result.as_dict(), lines, as_json=json_output)
+    text = seeds_metrics_lines(result) if isinstance(result, SeedsMetrics) else metrics_lines(result.metrics)
+    print_result(result.as_dict(), lambda: text, as_json=json_output)
 
 
 @command
 def export(
-    output: Annotated[Path, typer.Argument(help="ONNX file to write, or a folder for model.onnx.")] = Path(
-        "model.onnx"
-    ),
+    output: options.Output = Path("model.onnx"),
     run: Annotated[str | None, typer.Option(help="Run, by name or path. [default: the newest finished one]")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file instead of a run.")] = None,
-    data: Data = None,
-    skip_damaged: SkipDamaged = False,
-    runs: Runs = Path("runs"),
-    min_accuracy: MinAccuracy = None,
+    data: options.Data = None,
+    skip_damaged: options.SkipDamaged = False,
+    runs: options.Runs = Path("runs"),
+    min_accuracy: options.MinAccuracy = None,
     precision: Annotated[Literal["fp32", "fp16", "int8"], typer.Option(help="Number format of the model.")] = "fp32",
     target: Annotated[Literal["cpu", "gpu"], typer.Option(help="Hardware that int8 is quantized for.")] = "cpu",
-    input_format: Annotated[
-        Literal["uint8-nhwc", "float-nchw", "picture"],
-        typer.Option("--input", help="Layout of the input; picture: one decoded picture of any size."),
-    ] = "uint8-nhwc",
+    input_format: options.InputFormat = "uint8-nhwc",
     opset: Annotated[int | None, typer.Option(help="ONNX operator set. [default: the tested one]")] = None,
-    provider: GateProvider = "cpu",
-    json_output: Json = False,
+    provider: options.GateProvider = "cpu",
+    json_output: options.Json = False,
 ) -> None:
     """Export a checkpoint to ONNX, through the gate.
 
     The file appears only after it has passed the gate; exit code 3: rejected.
     """
-    from toolkit.deploy.launch import ExportOptions, launch_export
+    from toolkit.data.dataset import name_of_data
+    from toolkit.deploy import export_onnx
+    from toolkit.runs.folder import find_checkpoint
 
-    options = ExportOptions(
+    if run is not None and checkpoint is not None:
+        raise UsageError("give --run or --checkpoint, not both")
+    if output.is_dir() or str(output).endswith(("/", os.sep)):
+        output = output / "model.onnx"
+    path = checkpoint or find_checkpoint(run, data=name_of_data(data), root=runs, note=note)
+    note(f"Exporting {path}")
+    export_model = functools.partial(
+        export_onnx,
+        path,
         output,
-        run=run,
-        checkpoint=checkpoint,
-        data=data,
-        skip_damaged=skip_damaged,
-        runs=runs,
         min_accuracy=min_accuracy,
         precision=precision,
         target=target,
@@ -176,36 +168,45 @@ def export(
         opset=opset,
         provider=provider,
     )
-    run_gate(launch_export, options, options.file, as_json=json_output)
-    note(f"Verified and written: {options.file}")
+    run_gate(export_model, output, trained=path, data=data, skip_damaged=skip_damaged, as_json=json_output)
+    note(f"Verified and written: {output}")
 
 
 @command
 def verify(
     model: Annotated[Path, typer.Argument(help="ONNX file.")],
     checkpoint: Annotated[Path | None, typer.Option(help="The checkpoint it was exported from, for parity.")] = None,
-    data: Data = None,
-    skip_damaged: SkipDamaged = False,
-    min_accuracy: MinAccuracy = None,
-    provider: GateProvider = "cpu",
-    json_output: Json = False,
+    data: options.Data = None,
+    skip_damaged: options.SkipDamaged = False,
+    min_accuracy: options.MinAccuracy = None,
+    provider: options.GateProvider = "cpu",
+    json_output: options.Json = False,
 ) -> None:
     """Run the gate on an existing ONNX file; exit code 3: rejected."""
-    from toolkit.deploy.launch import VerifyOptions, launch_verify
+    from toolkit.deploy import verify as verify_model
 
-    options = VerifyOptions(model, checkpoint, data, skip_damaged, min_accuracy=min_accuracy, provider=provider)
-    run_gate(launch_verify, options, model, as_json=json_output)
+    verify_file = functools.partial(
+        verify_model, model, checkpoint=checkpoint, min_accuracy=min_accuracy, provider=provider
+    )
+    trained = checkpoint or model
+    run_gate(verify_file, model, trained=trained, data=data, skip_damaged=skip_damaged, as_json=json_output)
 
 
-def run_gate(launch: Callable[..., Any], options: Any, path: Path, *, as_json: bool) -> None:
-    """Export or verify a file and print the gate's report, also if it rejects the model."""
-    from toolkit.deploy.report import Rejected
-    from toolkit.display import data_bars, report_lines
+def run_gate(
+    gate: Callable[..., Any], path: Path, *, trained: Path, data: str | None, skip_damaged: bool, as_json: bool
+) -> None:
+    """Export or verify `path` on the data of the model `trained`; print the report, also of a rejected model."""
+    from toolkit.deploy import Rejected
+    from toolkit.display import data_callbacks, report_lines
+    from toolkit.runs.location import find_training_data
 
     rejection = None
     try:
-        with data_bars() as bars:
-            report = launch(options, note=note, **bars)
+        with data_callbacks(note) as callbacks:
+            find = functools.partial(
+                find_training_data, data=data, model=trained, skip_damaged=skip_damaged, **callbacks
+            )
+            report = gate(data=find, note=note)
     except Rejected as error:
         report, rejection = error.report, error
     print_result({"file": as_text(path)} | report.as_dict(), lambda: report_lines(report), as_json=as_json)
@@ -218,23 +219,14 @@ def predict(
     paths: Annotated[
         list[str], typer.Argument(help="Files, folders, globs, or - for standard input.", metavar="PATH...")
     ],
-    model: Model = None,
+    model: options.Model = None,
     top: Annotated[int, typer.Option(help="Number of classes to print.", min=1)] = 1,
-    format: Annotated[
-        Literal["table", "json", "jsonl", "csv"] | None,
-        typer.Option(help="Form of the result. [default: table; csv with --out]", show_default=False),
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw the pictures with their classes, at most 36, as a PNG file.")
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(help="Largest batch; the CPU never uses more than 16.", min=1, max=4096)
-    ] = 64,
-    provider: Provider = "auto",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the result in parts; repeat the command to resume.")
-    ] = None,
-    on: On = None,
+    format: options.Format = None,
+    plot: options.PredictionsPlot = None,
+    batch_size: options.BatchSize = 64,
+    provider: options.Provider = "auto",
+    out: options.Out = None,
+    on: options.On = None,
 ) -> None:
     """Classify picture files.
 
@@ -298,11 +290,11 @@ def predict_parts(paths: list[str], out: Path, *, on: str, **options: Any) -> No
 
 @functools.partial(command, handles_signals=True)
 def serve(
-    model: Model = None,
+    model: options.Model = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes any free one.", min=0, max=65535)] = 8000,
     workers: Annotated[int, typer.Option(help="Processes; they share the cores.", min=1)] = 1,
-    provider: Provider = "auto",
+    provider: options.Provider = "auto",
 ) -> None:
     """Serve the model over HTTP until SIGTERM or Ctrl-C, which finish the accepted requests first."""
     from toolkit.serving import serve as serve_model
@@ -313,8 +305,8 @@ def serve(
 @command
 def page(
     output: Annotated[Path, typer.Argument(help="HTML file to write.")],
-    model: Model = None,
-    json_output: Json = False,
+    model: options.Model = None,
+    json_output: options.Json = False,
 ) -> None:
     """Write the model as one HTML file that classifies pictures in any browser, offline."""
     from toolkit.serving.page import write_page
@@ -329,7 +321,7 @@ def page(
 
 
 @command
-def models(json_output: Json = False) -> None:
+def models(json_output: options.Json = False) -> None:
     """List the networks and their cost."""
     from models.cost import all_costs
     from toolkit.display import models_lines
@@ -341,40 +333,44 @@ def models(json_output: Json = False) -> None:
 @command
 def data(
     folder: Annotated[str | None, typer.Argument(help="The same as --data.", metavar="[FOLDER]")] = None,
-    data: Data = None,
-    skip_damaged: SkipDamaged = False,
+    data: options.Data = None,
+    skip_damaged: options.SkipDamaged = False,
     fetch: Annotated[bool, typer.Option("--fetch", help="Download CIFAR-10 or CIFAR-100 if missing.")] = False,
     sheet: Annotated[
         Path | None, typer.Option(help="Draw training pictures of each class, as the network sees them, as a PNG file.")
     ] = None,
     samples: Annotated[Path | None, typer.Option(help="Write sample pictures into this folder.")] = None,
     per_class: Annotated[int, typer.Option(help="Sample pictures of each class.", min=1)] = 1,
-    json_output: Json = False,
+    json_output: options.Json = False,
 ) -> None:
     """Check the data set and count its pictures; fetch it; draw a contact sheet; write sample pictures."""
-    from toolkit.data.overview import DataOptions, inspect_data
-    from toolkit.display import data_bars, data_lines
+    from toolkit.data.overview import inspect_data
+    from toolkit.display import data_callbacks, data_lines
 
     if folder is not None and data is not None:
         raise UsageError("give FOLDER or --data, not both")
-    options = DataOptions(folder or data, skip_damaged, fetch, sheet, samples, per_class)
-    with data_bars() as bars:
-        overview = inspect_data(options, note=note, **bars)
+    with data_callbacks(note) as callbacks:
+        overview = inspect_data(
+            folder or data,
+            skip_damaged=skip_damaged,
+            fetch=fetch,
+            sheet=sheet,
+            samples=samples,
+            per_class=per_class,
+            **callbacks,
+        )
     print_result(overview.as_dict(), lambda: data_lines(overview), as_json=json_output)
     overview.require_complete()
 
 
 @command
-def doctor(data: Data = None, json_output: Json = False) -> None:
+def doctor(data: options.Data = None, json_output: options.Json = False) -> None:
     """Check this machine: libraries, providers, data."""
-    import dataclasses
-
     from toolkit.display import doctor_lines
     from toolkit.doctor import examine
 
     findings = examine(data)
-    values = [dataclasses.asdict(finding) for finding in findings]
-    print_result(values, lambda: doctor_lines(findings), as_json=json_output)
+    print_result([vars(finding) for finding in findings], lambda: doctor_lines(findings), as_json=json_output)
     if any(finding.ok is False for finding in findings):
         raise ToolkitError("a required part does not work; the remedies are listed above")
 

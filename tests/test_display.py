@@ -14,11 +14,11 @@ from models.cost import Cost
 from tests.support.sources import ROOT
 from toolkit import display
 from toolkit.data.dataset import DataStatus
-from toolkit.data.overview import DataOptions, DataOverview
+from toolkit.data.overview import DataOverview
 from toolkit.data.picture_set import Findings
 from toolkit.data.report import ClassCounts, DataReport
 from toolkit.deploy.report import Check, Figures, Report
-from toolkit.display import TrainingDisplay, data_bars, download_bar, jobs_bar
+from toolkit.display import TrainingDisplay, data_callbacks, download_bar, jobs_bar
 from toolkit.doctor import Finding
 from toolkit.evaluation.evaluate import SeedsMetrics
 from toolkit.evaluation.metrics import Metrics
@@ -290,7 +290,7 @@ def test_doctor(width):
 
 
 def overview(status, report=None):
-    return DataOverview(DataOptions(), status, report)
+    return DataOverview(None, status, report)
 
 
 def test_data_that_is_incomplete(width):
@@ -411,9 +411,14 @@ def test_a_download_names_its_source_once(capsys):
 
 
 def test_a_silenced_command_shows_no_progress(capsys):
-    with silence(), data_bars() as bars, jobs_bar("epochs") as progress, TrainingDisplay(Recipe()) as shown:
-        bars["progress"]("example.org", 10, 100)
-        bars["on_pictures"](10, 100)
+    with (
+        silence(),
+        data_callbacks(print) as callbacks,
+        jobs_bar("epochs") as progress,
+        TrainingDisplay(Recipe()) as shown,
+    ):
+        callbacks["progress"]("example.org", 10, 100)
+        callbacks["on_pictures"](10, 100)
         progress(5, 10)
         shown.note("a note")
     assert capsys.readouterr() == ("", "")

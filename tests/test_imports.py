@@ -32,7 +32,7 @@ ALLOWED = {  # room -> the rooms and modules of toolkit/ (or `models`) that it m
     "toolkit/doctor.py": (*BOTTOM, "inference", "data"),
     "toolkit/display.py": ("models", *BOTTOM, "recipes"),
     "toolkit/command_line.py": (*BOTTOM, "interrupt", "cores", "recipes"),
-    "toolkit/options.py": (),
+    "toolkit/options.py": ("recipes",),
     "toolkit/demo.py": (),
 }
 EVERYTHING = {"toolkit/bench", "toolkit/weights"}  # `bench` and cli.py may import everything

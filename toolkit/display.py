@@ -28,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from toolkit.files import display
-from toolkit.reporting import is_silenced
+from toolkit.reporting import Note, is_silenced
 
 if TYPE_CHECKING:
     from models.cost import Cost
@@ -189,10 +189,10 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def data_bars() -> Iterator[dict[str, Callable[..., None]]]:
-    """Yield the callbacks of `toolkit.data.dataset.find_data` by name: `progress` and `on_pictures`."""
+def data_callbacks(note: Note) -> Iterator[dict[str, Any]]:
+    """Yield the callbacks of `find_data` by name: `note`, and bars as `progress` and `on_pictures`."""
     with download_bar() as progress, decoding_bar() as on_pictures:
-        yield {"progress": progress, "on_pictures": on_pictures}
+        yield {"note": note, "progress": progress, "on_pictures": on_pictures}
 
 
 @contextmanager
@@ -422,7 +422,7 @@ def data_lines(overview: "DataOverview") -> str:
         lines += ["", _table(header, rows)]
         lines += ["", *map(_wrap, map(display, report.notes))] if report.notes else []
     if overview.samples:
-        lines.append(_wrap(f"{len(overview.samples)} sample pictures in {display(str(overview.options.samples))}"))
+        lines.append(_wrap(f"{len(overview.samples)} sample pictures in {display(overview.samples[0].parent)}"))
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from toolkit.deploy.gate import LIMITS, Gate, Limits
 from toolkit.deploy.graph import detect_precision
 from toolkit.deploy.metadata import required_correct
 from toolkit.deploy.reference import RANDOM_COUNT, Reference, prepare_reference
-from toolkit.deploy.verification import read_onnx_file
 from toolkit.errors import ModelRejected, ToolkitError, UsageError
 from toolkit.reporting import ignore
 from toolkit.runs.checkpoint import load_checkpoint
@@ -382,13 +381,26 @@ def test_metadata_given_twice_are_rejected(few: Case) -> None:
     assert "metadata key cifar.model twice" in rejected(few, content, "contents")
 
 
-def test_a_file_that_was_read_is_verified_without_reading_it_again(few: Case, tmp_path: Path) -> None:
+def test_data_are_found_by_the_identity_in_the_file_which_is_read_once(few: Case, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(few.model.read_bytes())
-    file = read_onnx_file(path)
-    path.unlink()
-    assert file.read_data_identity() == few.reference.data
-    assert verify(file, data=few.source).passed
+
+    def find(identity: Mapping[str, str]) -> FixedSource:
+        assert identity == few.reference.data
+        path.unlink()
+        return few.source
+
+    assert verify(path, data=find).passed
+
+
+def test_data_are_found_only_after_the_other_arguments_were_checked(few: Case, tmp_path: Path) -> None:
+    def find(identity: Mapping[str, str]) -> FixedSource:
+        raise AssertionError
+
+    with pytest.raises(UsageError, match="unknown opset 7"):
+        export_onnx(few.checkpoint, tmp_path / "model.onnx", data=find, opset=7)
+    with pytest.raises(UsageError, match="the minimum accuracy is 2"):
+        verify(few.model, data=find, min_accuracy=2)
 
 
 # The graph that the checkpoint gives

@@ -20,7 +20,7 @@ def run(tmp_path, monkeypatch):
 
 def find(run, recorded, data=None):
     notes = []
-    source = find_training_data(data, recorded=recorded, model=run / "best.pt", note=notes.append)
+    source = find_training_data(recorded, data=data, model=run / "best.pt", note=notes.append)
     return (source.name, source.folder), notes
 
 

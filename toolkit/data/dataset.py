@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,9 @@ class DataStatus:
     def as_dict(self) -> dict[str, Any]:
         folder = as_text(self.folder) if self.folder else None
         return dataclasses.asdict(self) | {"folder": folder, "complete": self.complete}
+
+
+FindData = Callable[[Mapping[str, str]], DataSource]  # from the identity that a model records; may fetch the data
 
 
 def cache_folder() -> Path:

@@ -15,38 +15,17 @@ from toolkit.reporting import Progress as PictureProgress
 
 
 @dataclass(frozen=True)
-class DataOptions:
-    """The options of `cifar data`.
-
-    Attributes:
-        data: as `find_data` takes it.
-        skip_damaged: continue without pictures that cannot be read.
-        fetch: download CIFAR if files are missing.
-        sheet: PNG file for training pictures of each class.
-        samples: folder for sample pictures.
-        per_class: sample pictures of each class.
-    """
-
-    data: str | None = None
-    skip_damaged: bool = False
-    fetch: bool = False
-    sheet: Path | None = None
-    samples: Path | None = None
-    per_class: int = 1
-
-
-@dataclass(frozen=True)
 class DataOverview:
-    """The result of `inspect_data`.
+    """The state of a data set's files and, if these are complete, its pictures in figures.
 
     Attributes:
-        options: as requested.
+        data: as requested.
         status: of the files.
         report: None if files are missing.
         samples: the sample pictures written.
     """
 
-    options: DataOptions
+    data: str | None
     status: DataStatus
     report: DataReport | None = None
     samples: tuple[Path, ...] = ()
@@ -61,34 +40,46 @@ class DataOverview:
     def require_complete(self) -> None:
         """Raise `ToolkitError` if files are missing."""
         if not self.status.complete:
-            where = f" --data {shlex.quote(self.options.data)}" if self.options.data else ""
+            where = f" --data {shlex.quote(self.data)}" if self.data else ""
             raise ToolkitError(f"the data are incomplete: `cifar data --fetch{where}` downloads them")
 
 
 def inspect_data(
-    options: DataOptions, *, progress: Progress = ignore, on_pictures: PictureProgress = ignore, note: Note = ignore
+    data: str | None = None,
+    *,
+    skip_damaged: bool = False,
+    fetch: bool = False,
+    sheet: Path | None = None,
+    samples: Path | None = None,
+    per_class: int = 1,
+    progress: Progress = ignore,
+    on_pictures: PictureProgress = ignore,
+    note: Note = ignore,
 ) -> DataOverview:
     """Check the files of a data set and count its pictures; then write the samples and the contact sheet.
 
     Args:
-        options: see there.
-        progress, on_pictures, note: as for `find_data`.
+        data, skip_damaged, progress, on_pictures, note: as `find_data` takes them.
+        fetch: download CIFAR if files are missing.
+        sheet: PNG file for training pictures of each class.
+        samples: folder for sample pictures.
+        per_class: sample pictures of each class.
 
     Raises:
-        UsageError: `options.sheet` does not name a PNG file; as `fetch_data` and `write_samples`.
+        UsageError: `sheet` does not name a PNG file; as `fetch_data` and `write_samples`.
         ToolkitError: the data cannot be read or fetched, or a file cannot be written.
     """
-    if options.sheet is not None:
-        require_writable(options.sheet, suffix=".png")
-    status = data_status(options.data)
-    if options.fetch and not status.complete and status.folder is not None:
-        fetch_data(options.data, progress=progress)
-        status = data_status(options.data)
+    if sheet is not None:
+        require_writable(sheet, suffix=".png")
+    status = data_status(data)
+    if fetch and not status.complete and status.folder is not None:
+        fetch_data(data, progress=progress)
+        status = data_status(data)
     if not status.complete:
-        return DataOverview(options, status)
-    source = find_data(options.data, fetch=False, skip_damaged=options.skip_damaged, on_pictures=on_pictures, note=note)
+        return DataOverview(data, status)
+    source = find_data(data, fetch=False, skip_damaged=skip_damaged, on_pictures=on_pictures, note=note)
     report = report_data(source)
-    samples = write_samples(source, options.samples, per_class=options.per_class) if options.samples else []
-    if options.sheet is not None:
-        note(f"Contact sheet: {display(draw_contact_sheet(source, options.sheet))}")
-    return DataOverview(options, status, report, tuple(samples))
+    written = write_samples(source, samples, per_class=per_class) if samples else []
+    if sheet is not None:
+        note(f"Contact sheet: {display(draw_contact_sheet(source, sheet))}")
+    return DataOverview(data, status, report, tuple(written))

@@ -9,7 +9,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from toolkit.data.channels import CIFAR10_STATISTICS, ChannelStatistics
-from toolkit.data.dataset import DataSource
+from toolkit.data.dataset import DataSource, FindData
 from toolkit.data.images import Images
 from toolkit.deploy import graph, quantize
 from toolkit.deploy.accuracy import choose_floor
@@ -35,12 +35,12 @@ def export_onnx(
     checkpoint: Path | Checkpoint,
     output: Path,
     *,
-    data: DataSource,
+    data: DataSource | FindData,
     min_accuracy: float | None = None,
     precision: Precision = "fp32",
     target: Target = "cpu",
     input_format: InputFormat = "uint8-nhwc",
-    opset: int = OPSET,
+    opset: int | None = None,
     provider: GateProvider = "cpu",
     note: Note = ignore,
 ) -> Report:
@@ -49,13 +49,14 @@ def export_onnx(
     Args:
         checkpoint: a `.pt` file of a run, or a checkpoint from `load_checkpoint`.
         output: the ONNX file; an existing file is replaced if the model passes, and untouched if not.
-        data: the data that the checkpoint was trained on.
+        data: the data that the checkpoint was trained on, or a function that finds them, called once all other
+            arguments were checked.
         min_accuracy: required accuracy on the test set, in (0, 1]; None for that of the data set (`FLOORS`).
         precision: number format of the network.
         target: hardware that an int8 model is quantized for.
         input_format: "uint8-nhwc", uint8 (batch, 32, 32, 3), "float-nchw", float32 (batch, 3, 32, 32) in [0, 1], or
             "picture", uint8 (height, width, 3), one picture of any size.
-        opset: version of the ONNX operators.
+        opset: version of the ONNX operators; None for `OPSET`.
         provider: the provider on which the gate runs the model.
         note: called with a few words at each stage.
 
@@ -68,13 +69,16 @@ def export_onnx(
         ToolkitError: the checkpoint cannot be read or was trained on other data, or the file cannot be written.
     """
     check_arguments(min_accuracy=min_accuracy, provider=provider)
-    check_choices(precision=precision, target=target, input_format=input_format, opset=opset)
+    opset = OPSET if opset is None else opset
+    _check_choices(precision=precision, target=target, input_format=input_format, opset=opset)
     if output.is_dir():
         raise UsageError(f"{output} is a folder: name the file, such as {output / 'model.onnx'}")
     require_writable(output)
     trained = load_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
-    min_accuracy = choose_floor(min_accuracy, data=data.name, val_accuracy=trained.val_accuracy)
-    reference = prepare_reference(data, trained, note=note)
+    name = data.name if isinstance(data, DataSource) else trained.data.get("name", "")
+    min_accuracy = choose_floor(min_accuracy, data=name, val_accuracy=trained.val_accuracy)
+    source = data if isinstance(data, DataSource) else data(trained.data)
+    reference = prepare_reference(source, trained, note=note)
     model, calibration = build_model(
         trained,
         train=reference.train,
@@ -85,12 +89,12 @@ def export_onnx(
         note=note,
     )
     gate = Gate(_serialize(model), min_accuracy=min_accuracy, provider=provider)
-    gate.check_file(data.class_names)
+    gate.check_file(source.class_names)
     gate.check_outputs(reference, note=note)
     write_metadata(model, build_metadata(gate.figures, reference, calibration=calibration))
     with replacing(output) as temporary:
         temporary.write_bytes(_serialize(model))
-        final = _same_graph(gate, read_model_bytes(temporary), class_names=data.class_names)
+        final = _same_graph(gate, read_model_bytes(temporary), class_names=source.class_names)
         final.check_metadata(reference)
         return final.report(passed=True)
 
@@ -222,7 +226,7 @@ class DeployedNetwork(nn.Module):
         return logits, torch.softmax(logits, dim=1)
 
 
-def check_choices(*, precision: str, target: str, input_format: str, opset: int) -> None:
+def _check_choices(*, precision: str, target: str, input_format: str, opset: int) -> None:
     for name, value, valid in [
         ("precision", precision, get_args(Precision)),
         ("target", target, get_args(Target)),

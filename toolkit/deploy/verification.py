@@ -1,11 +1,10 @@
 """Verify an existing ONNX file: run the gate on it, and compare it with the graph of its checkpoint."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from onnx import ModelProto
 
-from toolkit.data.dataset import DataSource, require_same_data
+from toolkit.data.dataset import DataSource, FindData, require_same_data
 from toolkit.data.images import Images
 from toolkit.deploy import graph, quantize
 from toolkit.deploy.accuracy import choose_floor
@@ -19,31 +18,10 @@ from toolkit.reporting import Note, ignore
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint
 
 
-@dataclass(frozen=True)
-class OnnxFile:
-    """An ONNX file that was read, but not checked."""
-
-    path: Path
-    content: bytes
-
-    def read_data_identity(self) -> dict[str, str]:
-        """Identity of the training data that the file records; empty if it records none."""
-        return read_data_identity(self.content)
-
-
-def read_onnx_file(path: Path) -> OnnxFile:
-    """Read an ONNX file once, for the choice of its data and for `verify`.
-
-    Raises:
-        ToolkitError: not a regular file, too large, or a checkpoint.
-    """
-    return OnnxFile(path, read_model_bytes(path))
-
-
 def verify(
-    model: Path | OnnxFile,
+    model: Path,
     *,
-    data: DataSource,
+    data: DataSource | FindData,
     checkpoint: Path | None = None,
     min_accuracy: float | None = None,
     provider: GateProvider = "cpu",
@@ -52,8 +30,9 @@ def verify(
     """Run the gate on an existing file.
 
     Args:
-        model: the path of an ONNX file, or the file from `read_onnx_file`.
-        data: the data that the model was trained on; the gate reads its whole test set.
+        model: the ONNX file.
+        data: the data that the model was trained on, or a function that finds them by the identity in the file; the
+            gate reads the whole test set.
         checkpoint: the checkpoint that the model was exported from; without it, neither the graph nor parity with
             PyTorch is checked.
         min_accuracy: required accuracy on the test set, in (0, 1]; None for that of the data set (`FLOORS`).
@@ -67,14 +46,15 @@ def verify(
             not run on `provider` here.
     """
     check_arguments(min_accuracy=min_accuracy, provider=provider)
+    content = read_model_bytes(model)
     trained = load_checkpoint(checkpoint) if checkpoint else None
-    min_accuracy = choose_floor(min_accuracy, data=data.name, val_accuracy=trained.val_accuracy if trained else None)
-    file = read_onnx_file(model) if isinstance(model, Path) else model
-    gate = Gate(file.content, min_accuracy=min_accuracy, provider=provider)
-    gate.check_file(data.class_names)
-    reference = prepare_reference(data, trained, note=note)
+    source = data if isinstance(data, DataSource) else data(read_data_identity(content))
+    min_accuracy = choose_floor(min_accuracy, data=source.name, val_accuracy=trained.val_accuracy if trained else None)
+    gate = Gate(content, min_accuracy=min_accuracy, provider=provider)
+    gate.check_file(source.class_names)
+    reference = prepare_reference(source, trained, note=note)
     if trained is None and (recorded := gate.read_data_identity()):
-        require_same_data(recorded, reference.data, what=str(file.path))
+        require_same_data(recorded, reference.data, what=str(model))
     gate.check_graph(rebuild(trained, gate, reference.train, note=note) if trained else None)
     gate.check_outputs(reference, note=note)
     gate.check_metadata(reference)

@@ -1,10 +1,12 @@
-"""Evaluate what `cifar evaluate` names: a model file, a run, or the seeds of one recipe."""
+"""Evaluate the target of `cifar evaluate`: a model file, a run, or the seeds of one recipe."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.dataset import name_of_data
+from toolkit.data.dataset import DataSource, name_of_data
 from toolkit.errors import UsageError
 from toolkit.evaluation.evaluate import SeedsMetrics, evaluate, evaluate_seeds, load_model, read_data_identity
 from toolkit.evaluation.metrics import Metrics
@@ -13,29 +15,7 @@ from toolkit.reporting import Note, ignore
 from toolkit.runs.checkpoint import load_checkpoint
 from toolkit.runs.folder import RUNS, find_checkpoint
 from toolkit.runs.location import find_training_data
-from toolkit.runs.seeds import SeedRuns, find_seeds
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """The options of `cifar evaluate`.
-
-    Attributes:
-        target: a checkpoint, an ONNX file, a run or a folder of seeds; None for the newest finished run.
-        data: as `find_data` takes it; None for the data that the model records.
-        skip_damaged: continue without pictures that cannot be read.
-        runs: the folder of runs.
-        provider, device: as `load_model` takes them.
-        plot: PNG file for the confusion matrix of one model.
-    """
-
-    target: str | None = None
-    data: str | None = None
-    skip_damaged: bool = False
-    runs: Path = RUNS
-    provider: str = "auto"
-    device: str = "auto"
-    plot: Path | None = None
+from toolkit.runs.seeds import find_seeds
 
 
 @dataclass(frozen=True)
@@ -51,62 +31,53 @@ class FileMetrics:
 
 
 def evaluate_target(
-    options: EvaluateOptions, *, note: Note = ignore, **data_callbacks: Any
+    target: str | None = None,
+    *,
+    data: str | None = None,
+    skip_damaged: bool = False,
+    runs: Path = RUNS,
+    provider: str = "auto",
+    device: str = "auto",
+    plot: Path | None = None,
+    note: Note = ignore,
+    **data_callbacks: Any,
 ) -> FileMetrics | SeedsMetrics:
     """Measure a model, or every seed of a recipe, on the test set.
 
     Args:
-        options: see there.
+        target: a checkpoint, an ONNX file, a run or a folder of seeds; None for the newest finished run.
+        data, skip_damaged, data_callbacks: as `find_training_data` takes them.
+        runs: the folder of runs.
+        provider, device: as `load_model` takes them.
+        plot: PNG file for the confusion matrix of one model.
         note: called with one line for each decision made for the user.
-        data_callbacks: `progress` and `on_pictures` of `find_data`.
 
     Raises:
         UsageError: an option that the target does not allow.
         ToolkitError: as `find_checkpoint`, `find_training_data`, `evaluate` and `evaluate_seeds`.
     """
-    if options.plot is not None:
-        require_writable(options.plot, suffix=".png")
-    seed_runs = find_seeds(options.target, root=options.runs) if options.target is not None else None
+    if plot is not None:
+        require_writable(plot, suffix=".png")
+    find: Callable[..., DataSource] = functools.partial(
+        find_training_data, data=data, skip_damaged=skip_damaged, note=note, **data_callbacks
+    )
+    seed_runs = find_seeds(target, root=runs) if target is not None else None
     if seed_runs is not None:
-        return _evaluate_seeds(seed_runs, options, note, data_callbacks)
-    return _evaluate_file(options, note, data_callbacks)
-
-
-def _evaluate_seeds(
-    seed_runs: SeedRuns, options: EvaluateOptions, note: Note, data_callbacks: dict[str, Any]
-) -> SeedsMetrics:
-    if options.plot is not None or options.provider != "auto":
-        option = "--plot" if options.plot is not None else "--provider"
-        raise UsageError(f"{option} takes one model: name one seed, such as {display(seed_runs.runs[0].path)}")
-    first = seed_runs.runs[0].best
-    source = find_training_data(
-        options.data,
-        recorded=load_checkpoint(first).data,
-        model=first,
-        skip_damaged=options.skip_damaged,
-        note=note,
-        **data_callbacks,
-    )
-    note(f"Evaluating the {seed_runs.n} seeds in {seed_runs.path} on the test set of {source.name}")
-    return evaluate_seeds(seed_runs, source=source, device=options.device)
-
-
-def _evaluate_file(options: EvaluateOptions, note: Note, data_callbacks: dict[str, Any]) -> FileMetrics:
-    path = find_checkpoint(options.target, data=name_of_data(options.data), root=options.runs, note=note)
-    model = load_model(path, provider=options.provider, device=options.device)
-    source = find_training_data(
-        options.data,
-        recorded=read_data_identity(model),
-        model=path,
-        skip_damaged=options.skip_damaged,
-        note=note,
-        **data_callbacks,
-    )
+        if plot is not None or provider != "auto":
+            option = "--plot" if plot is not None else "--provider"
+            raise UsageError(f"{option} takes one model: name one seed, such as {display(seed_runs.runs[0].path)}")
+        first = seed_runs.runs[0].best
+        source = find(load_checkpoint(first).data, model=first)
+        note(f"Evaluating the {seed_runs.n} seeds in {seed_runs.path} on the test set of {source.name}")
+        return evaluate_seeds(seed_runs, source=source, device=device)
+    path = find_checkpoint(target, data=name_of_data(data), root=runs, note=note)
+    model = load_model(path, provider=provider, device=device)
+    source = find(read_data_identity(model), model=path)
     note(f"Evaluating {path} on the test set of {source.name}")
-    metrics = evaluate(model, source=source, device=options.device)
-    if options.plot is not None:
+    metrics = evaluate(model, source=source, device=device)
+    if plot is not None:
         from toolkit.evaluation.plots import plot_confusion  # imports Matplotlib
 
-        plot_confusion(metrics, options.plot, title=f"{path.name}: test set")
-        note(f"Confusion matrix: {options.plot}")
+        plot_confusion(metrics, plot, title=f"{path.name}: test set")
+        note(f"Confusion matrix: {plot}")
     return FileMetrics(path, metrics)

@@ -53,9 +53,9 @@ def location_beside(checkpoint: Path) -> DataLocation | None:
 
 
 def find_training_data(
-    data: str | None,
-    *,
     recorded: Mapping[str, str],
+    *,
+    data: str | None,
     model: Path,
     skip_damaged: bool = False,
     note: Note = ignore,
@@ -64,8 +64,8 @@ def find_training_data(
     """Find `data`; if it is None, the data set that the model or its run records, else the default of `find_data`.
 
     Args:
-        data: as `find_data` takes it; None for the recorded one, or for the default of `find_data` if none is recorded.
         recorded: the identity of its training data that the model records; empty if it records none.
+        data: as `find_data` takes it; None for the recorded one, or for the default of `find_data` if none is recorded.
         model: the model's file, in its run folder or elsewhere.
         skip_damaged: continue without pictures that cannot be read; true if the run was trained so.
         note: called with one line that names the data where `data` is None.

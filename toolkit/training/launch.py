@@ -281,9 +281,10 @@ class _Launcher:
     def _find_training_data(self, checkpoint: Path) -> DataSource:
         """The data that the options name; without any, those of the run that is resumed."""
         options = self.options
+        recorded = load_checkpoint(checkpoint).data if options.data is None and checkpoint.is_file() else {}
         return find_training_data(
-            options.data,
-            recorded=load_checkpoint(checkpoint).data if options.data is None and checkpoint.is_file() else {},
+            recorded,
+            data=options.data,
             model=checkpoint,
             skip_damaged=options.skip_damaged,
             note=self.note,
