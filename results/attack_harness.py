@@ -93,7 +93,7 @@ def run(attack: Attack, numbers: Iterable[int]) -> Tally:
             number = queue.popleft()
             outcome, seconds, memory = _ask(connection, number)
             if died := not outcome:
-                worker.join(0.5)
+                worker.join(5)
                 outcome, seconds = _describe_death(worker.exitcode), float(SECONDS)
             tally.add(number, outcome, seconds, memory)
         worker.kill()

@@ -187,7 +187,7 @@ def make_mutant(bases: list[ModelProto], draw: random.Random) -> bytes:
     """The file of one base after one to four mutations."""
     model = ModelProto.FromString(draw.choice(bases).SerializeToString())
     for mutate in draw.choices(MUTATIONS, k=draw.choice([1, 1, 2, 4])):
-        with suppress(ValueError, TypeError, IndexError, AttributeError, OverflowError):
+        with suppress(ValueError, TypeError, LookupError, AttributeError, OverflowError):
             mutate(model, draw)  # an earlier one may have left nothing to change, or the field takes no such value
     content: bytes = model.SerializeToString()
     return content
