@@ -35,7 +35,7 @@ def plot_curves(records: Sequence[dict[str, Any]], path: Path, *, title: str) ->
     for axes, name, factor in ((accuracy, "accuracy", 100.0), (loss, "loss", 1.0)):
         for part, label in (("train", "train (augmented)"), ("val", "validation")):
             values = [record[f"{part}_{name}"] for record in records]
-            if values and values[0] is not None:
+            if None not in values:
                 axes.plot(
                     epochs, [value * factor for value in values], label=label, marker="." if len(epochs) < 20 else ""
                 )
