@@ -162,18 +162,18 @@ def main(attacks: Iterable[Attack], options: argparse.Namespace) -> None:
 
 
 def record(tally: Tally) -> None:
-    runs: list[dict[str, Any]] = json.loads(RESULT.read_text()) if RESULT.exists() else []
+    """Add one run to the results, and sum them up."""
+    runs: list[dict[str, Any]] = json.loads(RESULT.read_text())["runs"] if RESULT.exists() else []
     runs = sorted([*runs, asdict(tally)], key=lambda run: (run["kind"], run["seed"]))
-    RESULT.write_text(json.dumps(runs, indent=1) + "\n")
+    RESULT.write_text(json.dumps({"totals": sum_up(runs), "runs": runs}, indent=1) + "\n")
 
 
-def totals(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each kind: inputs, outcomes, findings, and the worst of `seconds` and `memory_bytes` over its runs."""
+def sum_up(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each kind: inputs, outcomes, and the worst of `seconds` and `memory_bytes` over its runs."""
     found = []
     for kind, group in itertools.groupby(sorted(runs, key=lambda run: run["kind"]), key=lambda run: run["kind"]):
         each = list(group)
         outcomes = sum((collections.Counter(run["outcomes"]) for run in each), collections.Counter[str]())
         worst = {name: max(run[name] for run in each) for name in ("seconds", "memory_bytes")}
-        inputs = sum(run["inputs"] for run in each)
-        found.append({"kind": kind, "inputs": inputs, "outcomes": dict(outcomes), **worst})
+        found.append({"kind": kind, "inputs": sum(run["inputs"] for run in each), "outcomes": dict(outcomes), **worst})
     return found
