@@ -16,7 +16,7 @@ from models import MODELS, build_model
 from tests.support.deploy import (
     Case,
     blocky_images,
-    randomise,
+    randomize,
     tiny_case,
     tiny_model,
     torchvision_logits,
@@ -48,7 +48,7 @@ def run(model: onnx.ModelProto, images: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_keeps_parity_on_random_weights(name: str) -> None:
-    network = randomise(build_model(name))
+    network = randomize(build_model(name))
     model = build_graph(network)
     assert not {"BatchNormalization", "Range", "Gather"} & {node.op_type for node in model.graph.node}
     for batch in (1, 2, 7, 64):
@@ -62,7 +62,7 @@ def test_every_model_keeps_parity_on_random_weights(name: str) -> None:
 
 def test_float_input_keeps_parity_too() -> None:
     with tiny_model():
-        network = randomise(build_model("tiny"))
+        network = randomize(build_model("tiny"))
         model = build_graph(network, input_format="float-nchw")
     images = blocky_images(7, seed=0)
     logits, _ = run(model, images.numpy().astype(np.float32) / np.float32(255))
@@ -71,7 +71,7 @@ def test_float_input_keeps_parity_too() -> None:
 
 def test_the_network_is_left_as_it_is() -> None:
     with tiny_model():
-        network = randomise(build_model("tiny"))
+        network = randomize(build_model("tiny"))
     before = str(network), {name: value.clone() for name, value in network.state_dict().items()}
     build_graph(network)
     assert str(network) == before[0]
@@ -80,7 +80,7 @@ def test_the_network_is_left_as_it_is() -> None:
 
 def test_the_exporter_is_quiet_and_deterministic(capfd: pytest.CaptureFixture[str]) -> None:
     with tiny_model():
-        network = randomise(build_model("tiny"))
+        network = randomize(build_model("tiny"))
         first, second = build_graph(network), build_graph(network)
     assert capfd.readouterr() == ("", "")
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
@@ -200,7 +200,7 @@ def test_a_checkpoint_that_is_replaced_during_the_export_is_not_mixed_with_the_f
 
     def replace_checkpoint(stage: str) -> None:
         stages.append(stage)
-        other = randomise(build_model("tiny"), seed=len(stages))
+        other = randomize(build_model("tiny"), seed=len(stages))
         write_checkpoint(tmp_path / "new.pt", other, case.source).replace(checkpoint)
 
     export_onnx(checkpoint, output, data=case.source, min_accuracy=0.5, note=replace_checkpoint)

@@ -53,7 +53,7 @@ def test_a_lock_that_is_a_link_leaves_its_target(run: RunFolder, tmp_path: Path)
     target = tmp_path / "precious"
     target.write_text("content")
     (run.path / ".lock").symlink_to(target)
-    with pytest.raises(ToolkitError, match="cannot write in"), run.locked():
+    with pytest.raises(ToolkitError, match="cannot write in"), run.lock():
         pass
     assert target.read_text() == "content"
 

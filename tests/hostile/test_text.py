@@ -16,6 +16,7 @@ from tests.support.onnx_models import saved, tiny_model
 from tests.support.sources import Done
 from toolkit.command_line import print_result
 from toolkit.data.dataset import DataStatus
+from toolkit.data.overview import DataOverview
 from toolkit.display import TrainingDisplay, data_lines, metrics_lines, run_lines, seeds_lines
 from toolkit.evaluation.metrics import Metrics, measure
 from toolkit.evaluation.plots import format_label, plot_confusion, plot_curves, plot_predictions
@@ -131,4 +132,4 @@ def test_results_on_the_terminal(name: str, capfd: pytest.CaptureFixture[str]) -
 def test_folders_of_data(name: str, tmp_path: Path) -> None:
     status = DataStatus(name, name, tmp_path / name, {name: "ok"}, train_count=None, test_count=None)
     for files in ({name: "ok"}, {name: "missing"}, {}):
-        assert is_clean(data_lines(replace(status, files=files)))
+        assert is_clean(data_lines(DataOverview(None, replace(status, files=files))))
