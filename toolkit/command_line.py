@@ -106,7 +106,7 @@ def print_error(text: str) -> None:
 
 def print_result(values: Any, text: Callable[[], str], *, as_json: bool) -> None:
     """Print a result on stdout: `values` as JSON, or the text for a terminal."""
-    typer.echo(json.dumps(values, indent=2) if as_json else text())
+    typer.echo(json.dumps(values, indent=2) if as_json else "\n".join(map(display, text().split("\n"))))
 
 
 def print_version(wanted: bool) -> None:
