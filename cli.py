@@ -476,8 +476,9 @@ def data(
         status = data_status(data)
     if not status.complete:
         print_result(status.as_dict(), lambda: data_lines(status), as_json=json_output)
+        find(data, fetch=False)  # where files are missing, its error names them, and what a folder may hold instead
         where = f" --data {shlex.quote(data)}" if data else ""
-        raise ToolkitError(f"the data are incomplete: `cifar data --fetch{where}` downloads them")
+        raise ToolkitError(f"the data are damaged: `cifar data --fetch{where}` replaces the damaged files")
     with decoding_bar() as on_pictures:
         source = find(data, fetch=False, skip_damaged=skip_damaged, on_pictures=on_pictures, note=note)
         report = report_data(source)

@@ -1,6 +1,8 @@
 """The user's own pictures from end to end: data, train, evaluate, export, verify, predict."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import onnxruntime
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.support.pictures import write_colored_folder, write_folder, write_split_folder
+from tests.support.sources import ROOT
 from toolkit.data.dataset import find_data
 from toolkit.runs.checkpoint import load_checkpoint
 from toolkit.training import launch
@@ -105,6 +108,18 @@ def test_evaluate_verify_and_predict_the_exported_model(scene, exported, cifar):
     assert set(labels) <= {"cat", "dog"}
 
 
+def test_the_example_client_without_the_toolkit_predicts_own_classes(scene, exported, cifar):
+    folder, _ = scene
+    paths = sorted(path.relative_to(folder).as_posix() for path in (folder / "pets/test").rglob("*.png"))
+    command = [sys.executable, ROOT / "examples/onnx_only.py", "pets.onnx", *paths]
+    client = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    predicted = cifar("predict", "--model", "pets.onnx", "--format", "jsonl", *paths, cwd=folder)
+    answers = [json.loads(line) for line in predicted.stdout.splitlines()]
+    assert len(answers) == 9
+    expected = [f"{answer['path']}: {answer['label']} ({answer['probability']:.1%})" for answer in answers]
+    assert client.stdout.splitlines() == expected
+
+
 def test_the_graph_normalizes_by_the_statistics_of_the_run(tmp_path, cifar):
     """A run from scratch on dark pictures: PyTorch and the exported file agree, which the gate checks."""
     write_colored_folder(tmp_path / "pets", {"train/cat": 6, "train/dog": 6, "test/cat": 3, "test/dog": 3})
@@ -159,6 +174,12 @@ def test_a_hundred_classes(tmp_path, cifar):
     assert metrics["macro_accuracy"] == pytest.approx(metrics["accuracy"])  # one picture of each class
     assert metrics["top5_accuracy"] >= metrics["accuracy"]
     assert Image.open(tmp_path / "pairs.png").size[0] > 100
+    done = cifar("export", "many.onnx", "--min-accuracy", 0.001, "--json", cwd=tmp_path)
+    report = json.loads(done.stdout)
+    assert report["figures"]["test_images"] == 100
+    outcomes = {check["name"]: check["passed"] for check in report["checks"]}
+    assert outcomes.pop("accuracy") == (metrics["accuracy"] >= 0.001)
+    assert all(outcomes.values())
 
 
 def test_data_shows_a_table_and_draws_a_sheet(scene, cifar):
