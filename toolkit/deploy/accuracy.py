@@ -1,6 +1,9 @@
-"""The required accuracy of a data set, and the interval in which a measured accuracy leaves the true one."""
+"""The accuracy of a model on a test set: the required one, the interval of the true one, the mean over classes."""
 
 import math
+
+import numpy as np
+from numpy.typing import NDArray
 
 from toolkit.errors import UsageError
 
@@ -27,7 +30,7 @@ def choose_floor(min_accuracy: float | None, *, data: str, val_accuracy: float |
         return FLOORS[data]
     known = "" if val_accuracy is None else f"; the validation accuracy of this model is {val_accuracy:.4f}"
     raise UsageError(
-        f"no accuracy can be required of {data} without your choice{known}: give --min-accuracy, such as "
+        f"the data {data} have no required accuracy of their own{known}: give --min-accuracy, such as "
         "--min-accuracy 0.8"
     )
 
@@ -42,3 +45,14 @@ def wilson_interval(correct: int, images: int) -> tuple[float, float]:
     center = (share + weight / 2) / (1 + weight)
     half = math.sqrt(share * (1 - share) * weight + weight**2 / 4) / (1 + weight)
     return max(0.0, center - half), min(1.0, center + half)
+
+
+def macro_accuracy(right: NDArray[np.bool_], labels: NDArray[np.int64]) -> float:
+    """Mean of the accuracies of the classes that have images, in [0, 1].
+
+    Args:
+        right: bool (N,), whether each image is classified correctly; N at least 1.
+        labels: int64 (N,).
+    """
+    images, correct = np.bincount(labels), np.bincount(labels, weights=right)
+    return float((correct[images > 0] / images[images > 0]).mean())
