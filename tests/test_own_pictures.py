@@ -158,6 +158,7 @@ def test_presets_hold_a_share_out_and_a_number_that_is_too_large_is_an_error(tmp
     done = cifar("train", "--data", "pets", "--val-size", 5000, *SHORT, cwd=tmp_path)
     assert done.returncode == 2
     assert "of 6 training images in 2 classes at most 4 can be held out" in done.stderr
+    assert "--init shipped starts from trained ones" in done.stderr
 
 
 def test_a_hundred_classes(tmp_path, cifar):
