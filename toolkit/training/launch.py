@@ -287,13 +287,16 @@ class _Launcher:
             elif checkpoint.is_file():
                 name = load_checkpoint(checkpoint).data.get("name")
                 data = name if name in FOUND_BY_NAME else None
-        return find_data(
+        source = find_data(
             data,
             skip_damaged=skip_damaged,
             progress=self.download_progress,
             on_pictures=self.on_pictures,
             note=self.note,
         )
+        if source.name == PICTURES:
+            source.train()  # decodes the pictures before the display of the run is shown
+        return source
 
     def _resume_seeds(self, seed_runs: SeedRuns) -> str:
         options = self.options
