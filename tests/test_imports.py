@@ -32,12 +32,13 @@ ALLOWED = {  # room -> the rooms and modules of toolkit/ (or `models`) that it m
     "toolkit/doctor.py": (*BOTTOM, "inference", "data"),
     "toolkit/display.py": ("models", *BOTTOM, "recipes"),
     "toolkit/command_line.py": (*BOTTOM, "interrupt", "cores", "recipes"),
+    "toolkit/options.py": ("recipes",),
     "toolkit/demo.py": (),
 }
 EVERYTHING = {"toolkit/bench", "toolkit/weights"}  # `bench` and cli.py may import everything
 
 
-def imports_of(path: Path) -> set[str]:
+def list_imports(path: Path) -> set[str]:
     """Every module that a file imports, wherever in it, except for type checkers alone."""
     found: set[str] = set()
     nodes: list[ast.AST] = [ast.parse(path.read_text())]
@@ -54,7 +55,7 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-def files_of(part: str) -> list[Path]:
+def list_files(part: str) -> list[Path]:
     return [ROOT / part] if part.endswith(".py") else sorted((ROOT / part).rglob("*.py"))
 
 
@@ -62,10 +63,10 @@ def files_of(part: str) -> list[Path]:
 def test_rooms_import_only_what_they_may(room):
     itself = room.removesuffix(".py").replace("/", ".")
     allowed = [itself, *(name if name == "models" else f"toolkit.{name}" for name in ALLOWED[room])]
-    files = files_of(room)
+    files = list_files(room)
     assert files
     for path in files:
-        ours = {name for name in imports_of(path) if name.split(".")[0] in ("toolkit", "models", "cli")}
+        ours = {name for name in list_imports(path) if name.split(".")[0] in ("toolkit", "models", "cli")}
         for name in ours - {"toolkit.__version__"}:
             assert any(f"{name}.".startswith(f"{each}.") for each in allowed), (
                 f"{path.relative_to(ROOT)} imports {name}"
@@ -79,19 +80,19 @@ def test_every_room_has_its_rule():
 
 
 def test_inference_imports_no_heavy_library():
-    for path in files_of("toolkit/inference"):
-        top_level = {name.split(".")[0] for name in imports_of(path)}
+    for path in list_files("toolkit/inference"):
+        top_level = {name.split(".")[0] for name in list_imports(path)}
         assert not top_level & {"torch", "torchvision", "onnx", "rich", "matplotlib", "ray"}, path
 
 
 def test_every_file_says_its_subject_first():
     for path in [
         ROOT / "cli.py",
-        *files_of("toolkit"),
-        *files_of("models"),
-        *files_of("tests"),
-        *files_of("examples"),
-        *files_of("results"),
+        *list_files("toolkit"),
+        *list_files("models"),
+        *list_files("tests"),
+        *list_files("examples"),
+        *list_files("results"),
     ]:
         docstring = ast.get_docstring(ast.parse(path.read_text()))
         assert docstring, path
