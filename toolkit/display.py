@@ -219,12 +219,12 @@ def jobs_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
     bar = Progress(
         *columns, TimeRemainingColumn(), console=console, transient=True, expand=True, disable=not console.is_terminal
     )
-    task = bar.add_task("", total=1)
+    task = bar.add_task("", total=None, visible=False)
     shown = -1
 
     def progress(done: int, total: int) -> None:
         nonlocal shown
-        bar.update(task, completed=done, total=total)
+        bar.update(task, completed=done, total=total, visible=True)
         tenths = 10 * done // max(total, 1)
         if not console.is_terminal and tenths > shown:
             shown = tenths

@@ -12,7 +12,9 @@ import urllib.request
 
 import pytest
 
+from tests.cluster.conftest import SMALL
 from tests.support.onnx_models import saved, tiny_model
+from tests.support.ray_nodes import processes_below
 from tests.support.serving import picture, wait_until
 from tests.support.sources import ROOT
 
@@ -20,17 +22,17 @@ pytest.importorskip("ray.serve", reason='Ray Serve is not installed: pip install
 
 
 @pytest.fixture
-def url(tmp_path, monkeypatch):
+def url(tmp_path, ray_folder):
     import ray
     from ray import serve
 
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     spec = importlib.util.spec_from_file_location("ray_serve", ROOT / "examples" / "ray_serve.py")
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    ray.init("local", num_cpus=3, log_to_driver=False, _system_config={"worker_niceness": 0})
+    settings = {"worker_niceness": 0}
+    ray.init("local", num_cpus=3, log_to_driver=False, _temp_dir=ray_folder, _system_config=settings, **SMALL)
     try:
         example.deploy(str(saved(tmp_path, tiny_model())), replicas=2, port=port)
         yield f"http://127.0.0.1:{port}"
@@ -80,7 +82,4 @@ def predict(url, refused, lock):
 
 
 def replica_pids():
-    from ray.util.state import list_actors
-
-    actors = list_actors(filters=[("state", "=", "ALIVE")])
-    return [actor.pid for actor in actors if actor.class_name.startswith("ServeReplica")]
+    return [pid for pid, title in processes_below(os.getpid()) if title.startswith("ray::ServeReplica")]
