@@ -1,15 +1,19 @@
 """A Ray cluster of this machine, whose nodes can be killed."""
 
+import sys
 import tempfile
 
 import pytest
 
-SMALL = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
+from tests.support.ray_nodes import SMALL
 
 
 @pytest.fixture(scope="module")
 def ray_folder():
-    """A folder for Ray's logs and sockets, whose names must be short; Ray itself never removes it."""
+    """A folder for Ray's logs and sockets, whose paths must be short; Ray itself never removes it."""
+    if sys.platform != "linux":
+        pytest.skip("Ray has clusters of several nodes on Linux only, and the tests read /proc")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'cifar[cluster]'")
     with (
         pytest.MonkeyPatch.context() as patch,
         tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
@@ -21,7 +25,7 @@ def ray_folder():
 @pytest.fixture(scope="module")
 def ray_head(ray_folder, tmp_path_factory):
     """A cluster with a head that has no CPU, so that no job runs there."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'cifar[cluster]'")
+    import ray
     from ray.cluster_utils import Cluster
 
     settings = {

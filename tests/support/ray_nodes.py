@@ -1,4 +1,4 @@
-"""Which processes Ray's nodes run, and the death of a node at a chosen moment. Linux only: it reads /proc."""
+"""Small nodes of Ray: what they run, and the death of one at a chosen moment. Linux only: it reads /proc."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.serving import wait_until
+
+SMALL = {"object_store_memory": 100 * 2**20, "include_dashboard": False}  # options of a node
 
 
 def processes_below(pid: int) -> Iterator[tuple[int, str]]:
