@@ -40,6 +40,21 @@ def test_an_address_without_a_cluster(cifar, tmp_path):
     )
 
 
+def test_a_cluster_that_refuses_the_connection(cifar, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is not installed")
+
+    def refuse(*arguments, **options):
+        raise ConnectionError("Failed to connect\nwith details")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    done = cifar("predict", "x.png", "--out", tmp_path / "out", "--on", "auto")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: no Ray cluster is reached at auto: Failed to connect. `ray status` on its head shows its state; if it "
+        "requires a token, set RAY_AUTH_MODE=token and copy ~/.ray/auth_token; `--on local` uses this machine\n"
+    )
+
+
 def test_without_ray_the_message_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(
