@@ -1,37 +1,30 @@
 """The command line: options in, one call, one result printed. Heavy imports are inside the commands."""
 
 import functools
+import itertools
 import os
-import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from toolkit import command_line
+from toolkit import command_line, options
 from toolkit.bench.commands import bench
 from toolkit.command_line import (
-    Data,
-    Device,
-    GateProvider,
-    Json,
-    MinAccuracy,
-    On,
-    Provider,
-    Runs,
-    SkipDamaged,
     note,
     print_error,
     print_result,
     print_version,
     recipe_flags,
     run_app,
+    skip_cleanup,
+    start_collection,
 )
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.files import as_text, display, require_writable
-from toolkit.recipes.recipe import preset_names, recipe_from_flags
+from toolkit.files import as_text, display
+from toolkit.recipes.recipe import recipe_from_flags
 
 app = typer.Typer(
     name="cifar",
@@ -47,7 +40,7 @@ command = functools.partial(command_line.command, group=app)
 
 
 @app.callback()
-def options(
+def cifar(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=print_version)
     ] = False,
@@ -58,40 +51,29 @@ def options(
 @command
 @recipe_flags
 def train(
-    recipe: Annotated[
-        str | None,
-        typer.Option(help=f"File, or preset: {', '.join(preset_names())}. [default: reference]"),
-    ] = None,
-    data: Data = None,
-    skip_damaged: SkipDamaged = False,
-    init: Annotated[
-        str | None,
-        typer.Option(help="Run or checkpoint to start from, or `shipped`. Without --recipe: preset finetune."),
-    ] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="Run or checkpoint to distil from; needs --distillation-weight.")
-    ] = None,
+    recipe: options.RecipeName = None,
+    data: options.Data = None,
+    skip_damaged: options.SkipDamaged = False,
+    init: options.Init = None,
+    teacher: options.Teacher = None,
     name: Annotated[str | None, typer.Option(help="Name of the run folder. [default: from the recipe]")] = None,
-    runs: Runs = Path("runs"),
+    runs: options.Runs = Path("runs"),
     resume: Annotated[str | None, typer.Option(help="Run to resume from its last completed epoch.")] = None,
-    seeds: Annotated[
-        int | None, typer.Option(help="Train seeds 0 to N-1; repeat the command to resume.", min=1, metavar="N")
-    ] = None,
-    on: On = None,
+    seeds: options.Seeds = None,
+    on: options.On = None,
     gpu_share: Annotated[float, typer.Option(help="Share of a GPU that each seed gets, with --on.")] = 0.25,
-    device: Device = "auto",
-    step: Annotated[
-        Literal["auto", "eager", "graph"], typer.Option(help="Kind of step; graph: captured as CUDA graphs.")
-    ] = "auto",
+    device: options.Device = "auto",
+    step: options.Step = "auto",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
-    json_output: Json = False,
+    json_output: options.Json = False,
     **recipe_values: Any,
 ) -> None:
     """Train a network by a recipe.
 
     Every key of the recipe has a flag, which replaces the value in the recipe.
     """
-    from toolkit.display import TrainingDisplay, decoding_bar, download_bar, run_lines, seeds_lines
+    from toolkit.cluster.training import train_on_engine
+    from toolkit.display import TrainingDisplay, data_callbacks, jobs_bar, run_lines, seeds_lines
     from toolkit.training.launch import LaunchOptions, launch
 
     launch_options = LaunchOptions(
@@ -111,129 +93,64 @@ def train(
         on=on,
         gpu_share=gpu_share,
     )
-    train_elsewhere = None if on is None else functools.partial(train_seeds_elsewhere, launch_options)
-    with download_bar() as progress, decoding_bar() as on_pictures:
-        result = launch(
-            launch_options,
-            display=TrainingDisplay,
-            note=note,
-            download_progress=progress,
-            on_pictures=on_pictures,
-            train_elsewhere=train_elsewhere,
-        )
+    with data_callbacks(note) as callbacks, jobs_bar("epochs") as progress:
+        train_elsewhere = functools.partial(train_on_engine, progress=progress, note=note)
+        result = launch(launch_options, display=TrainingDisplay, train_elsewhere=train_elsewhere, **callbacks)
     where = {"folder" if result.several else "run": as_text(result.path)}
     render = seeds_lines if result.several else run_lines
     print_result(result.summary | where, lambda: render(result.path, result.summary), as_json=json_output)
 
 
-def train_seeds_elsewhere(options: Any, runs: Any, source: Any) -> None:
-    """Train the unfinished runs of several seeds where `--on` says."""
-    from toolkit.cluster.engines import open_training_engine
-    from toolkit.cluster.training import train_seeds
-    from toolkit.display import jobs_bar
-
-    engine = open_training_engine(options.on, device=options.device, gpu_share=options.gpu_share)
-    with jobs_bar("epochs") as progress:
-        train_seeds(engine, runs, source=source, options=options, progress=progress, note=note)
-
-
 @command
 def evaluate(
-    target: Annotated[
-        str | None,
-        typer.Argument(help="Checkpoint, run, folder of seeds or ONNX file. [default: the newest finished run]"),
-    ] = None,
-    data: Data = None,
-    skip_damaged: SkipDamaged = False,
-    runs: Runs = Path("runs"),
-    provider: Provider = "auto",
-    device: Device = "auto",
+    target: options.Target = None,
+    data: options.Data = None,
+    skip_damaged: options.SkipDamaged = False,
+    runs: options.Runs = Path("runs"),
+    provider: options.Provider = "auto",
+    device: options.Device = "auto",
     plot: Annotated[Path | None, typer.Option(help="Write the confusion matrix as a PNG file.")] = None,
-    json_output: Json = False,
+    json_output: options.Json = False,
 ) -> None:
     """Measure a model on the test set.
 
     Prints accuracy per class and in all, confusion matrix and calibration error.
     """
-    from toolkit.data.dataset import name_of_data
-    from toolkit.display import metrics_lines, seeds_metrics_lines
-    from toolkit.evaluation.evaluate import evaluate as evaluate_model
-    from toolkit.evaluation.evaluate import evaluate_seeds, load_model, training_data_of
-    from toolkit.evaluation.plots import plot_confusion
-    from toolkit.runs.checkpoint import load_checkpoint
-    from toolkit.runs.folder import find_checkpoint
-    from toolkit.runs.seeds import find_seeds
+    from toolkit.display import data_callbacks, metrics_lines, seeds_metrics_lines
+    from toolkit.evaluation.evaluate import SeedsMetrics
+    from toolkit.evaluation.target import evaluate_target
 
-    if plot is not None:
-        require_writable(plot, suffix=".png")
-    seed_runs = find_seeds(target, root=runs) if target is not None else None
-    if seed_runs is not None:
-        if plot is not None or provider != "auto":
-            option = "--plot" if plot is not None else "--provider"
-            raise UsageError(f"{option} takes one model: name one seed, such as {seed_runs.runs[0].path}")
-        first = seed_runs.runs[0].best
-        recorded = load_checkpoint(first).data
-        source = find_data(data, recorded=recorded, model=first, skip_damaged=skip_damaged)
-        note(f"Evaluating the {seed_runs.n} seeds in {seed_runs.path} on the test set of {source.name}")
-        result = evaluate_seeds(seed_runs, source=source, device=device)
-        print_result(result.as_dict(), lambda: seeds_metrics_lines(result), as_json=json_output)
-        return
-    path = find_checkpoint(target, data=name_of_data(data), root=runs, note=note)
-    model = load_model(path, provider=provider, device=device)
-    source = find_data(data, recorded=training_data_of(model), model=path, skip_damaged=skip_damaged)
-    note(f"Evaluating {path} on the test set of {source.name}")
-    metrics = evaluate_model(model, source=source, device=device)
-    print_result({"file": as_text(path)} | metrics.as_dict(), lambda: metrics_lines(metrics), as_json=json_output)
-    if plot is not None:
-        plot_confusion(metrics, plot, title=f"{path.name}: test set")
-        note(f"Confusion matrix: {plot}")
+    with data_callbacks(note) as callbacks:
+        result = evaluate_target(
+            target,
+            data=data,
+            skip_damaged=skip_damaged,
+            runs=runs,
+            provider=provider,
+            device=device,
+            plot=plot,
+            **callbacks,
+        )
 
-
-def find_data(data: str | None, *, recorded: Mapping[str, str], model: Path, skip_damaged: bool) -> Any:
-    """Find the data set; without --data that on which the model was trained, as far as it or its run records that."""
-    from toolkit.data.dataset import FOUND_BY_NAME, PICTURES, name_of_data
-    from toolkit.data.dataset import find_data as find
-    from toolkit.display import decoding_bar, download_bar
-    from toolkit.runs.location import location_beside
-
-    name = recorded.get("name")
-    if data is None and name in FOUND_BY_NAME:
-        note(f"Using the {name} data, on which this model was trained")
-        data = name
-    elif data is None and name == PICTURES:
-        location = location_beside(model)
-        if location is not None:
-            note(f"Using the pictures in {display(location.path)}, on which this model was trained")
-            data, skip_damaged = str(location.path), skip_damaged or location.skip_damaged
-        elif name_of_data() != PICTURES:
-            raise UsageError(f"{display(model)} was trained on a folder of pictures: name it with --data FOLDER")
-    with download_bar() as progress, decoding_bar() as on_pictures:
-        source = find(data, skip_damaged=skip_damaged, progress=progress, on_pictures=on_pictures, note=note)
-        if source.name == PICTURES:
-            source.train()  # decodes the pictures while the bar is shown
-        return source
+    text = seeds_metrics_lines(result) if isinstance(result, SeedsMetrics) else metrics_lines(result.metrics)
+    print_result(result.as_dict(), lambda: text, as_json=json_output)
 
 
 @command
 def export(
-    output: Annotated[Path, typer.Argument(help="ONNX file to write, or a folder for model.onnx.")] = Path(
-        "model.onnx"
-    ),
+    output: options.Output = Path("model.onnx"),
     run: Annotated[str | None, typer.Option(help="Run, by name or path. [default: the newest finished one]")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Checkpoint file instead of a run.")] = None,
-    data: Data = None,
-    skip_damaged: SkipDamaged = False,
-    runs: Runs = Path("runs"),
-    min_accuracy: MinAccuracy = None,
+    data: options.Data = None,
+    skip_damaged: options.SkipDamaged = False,
+    runs: options.Runs = Path("runs"),
+    min_accuracy: options.MinAccuracy = None,
     precision: Annotated[Literal["fp32", "fp16", "int8"], typer.Option(help="Number format of the model.")] = "fp32",
     target: Annotated[Literal["cpu", "gpu"], typer.Option(help="Hardware that int8 is quantized for.")] = "cpu",
-    input_format: Annotated[
-        Literal["uint8-nhwc", "float-nchw", "picture"],
-        typer.Option("--input", help="Layout of the input; picture: one decoded picture of any size."),
-    ] = "uint8-nhwc",
+    input_format: options.InputFormat = "uint8-nhwc",
     opset: Annotated[int | None, typer.Option(help="ONNX operator set. [default: the tested one]")] = None,
-    provider: GateProvider = "cpu",
-    json_output: Json = False,
+    provider: options.GateProvider = "cpu",
+    json_output: options.Json = False,
 ) -> None:
     """Export a checkpoint to ONNX, through the gate.
 
@@ -241,36 +158,26 @@ def export(
     """
     from toolkit.data.dataset import name_of_data
     from toolkit.deploy import export_onnx
-    from toolkit.deploy.accuracy import choose_floor
-    from toolkit.deploy.export import OPSET
-    from toolkit.deploy.gate import check_arguments
-    from toolkit.runs.checkpoint import load_checkpoint
     from toolkit.runs.folder import find_checkpoint
 
     if run is not None and checkpoint is not None:
         raise UsageError("give --run or --checkpoint, not both")
-    if os.path.isdir(output) or str(output).endswith(("/", os.sep)):
+    if output.is_dir() or str(output).endswith(("/", os.sep)):
         output = output / "model.onnx"
-    require_writable(output)
-    check_arguments(min_accuracy=min_accuracy, provider=provider)
-    source_file = checkpoint or find_checkpoint(run, data=name_of_data(data), root=runs, note=note)
-    note(f"Exporting {source_file}")
-    trained = load_checkpoint(source_file)
-    min_accuracy = choose_floor(min_accuracy, data=trained.data.get("name", ""), val_accuracy=trained.val_accuracy)
+    path = checkpoint or find_checkpoint(run, data=name_of_data(data), root=runs, note=note)
+    note(f"Exporting {path}")
     export_model = functools.partial(
         export_onnx,
-        trained,
+        path,
         output,
-        data=find_data(data, recorded=trained.data, model=source_file, skip_damaged=skip_damaged),
         min_accuracy=min_accuracy,
         precision=precision,
         target=target,
         input_format=input_format,
-        opset=opset or OPSET,
+        opset=opset,
         provider=provider,
-        note=note,
     )
-    print_gate_report(export_model, output, as_json=json_output)
+    run_gate(export_model, output, trained=path, data=data, skip_damaged=skip_damaged, as_json=json_output)
     note(f"Verified and written: {output}")
 
 
@@ -278,37 +185,37 @@ def export(
 def verify(
     model: Annotated[Path, typer.Argument(help="ONNX file.")],
     checkpoint: Annotated[Path | None, typer.Option(help="The checkpoint it was exported from, for parity.")] = None,
-    data: Data = None,
-    skip_damaged: SkipDamaged = False,
-    min_accuracy: MinAccuracy = None,
-    provider: GateProvider = "cpu",
-    json_output: Json = False,
+    data: options.Data = None,
+    skip_damaged: options.SkipDamaged = False,
+    min_accuracy: options.MinAccuracy = None,
+    provider: options.GateProvider = "cpu",
+    json_output: options.Json = False,
 ) -> None:
     """Run the gate on an existing ONNX file; exit code 3: rejected."""
     from toolkit.deploy import verify as verify_model
-    from toolkit.deploy.metadata import recorded_data
 
-    source = find_data(data, recorded=recorded_data(model), model=checkpoint or model, skip_damaged=skip_damaged)
     verify_file = functools.partial(
-        verify_model,
-        model,
-        data=source,
-        checkpoint=checkpoint,
-        min_accuracy=min_accuracy,
-        provider=provider,
-        note=note,
+        verify_model, model, checkpoint=checkpoint, min_accuracy=min_accuracy, provider=provider
     )
-    print_gate_report(verify_file, model, as_json=json_output)
+    trained = checkpoint or model
+    run_gate(verify_file, model, trained=trained, data=data, skip_damaged=skip_damaged, as_json=json_output)
 
 
-def print_gate_report(run_gate: Callable[[], Any], path: Path, *, as_json: bool) -> None:
-    """Run the gate and print its report, also if it rejects the model."""
-    from toolkit.deploy.report import Rejected
-    from toolkit.display import report_lines
+def run_gate(
+    gate: Callable[..., Any], path: Path, *, trained: Path, data: str | None, skip_damaged: bool, as_json: bool
+) -> None:
+    """Export or verify `path` on the data of the model `trained`; print the report, also of a rejected model."""
+    from toolkit.deploy import Rejected
+    from toolkit.display import data_callbacks, report_lines
+    from toolkit.runs.location import find_training_data
 
     rejection = None
     try:
-        report = run_gate()
+        with data_callbacks(note) as callbacks:
+            find = functools.partial(
+                find_training_data, data=data, model=trained, skip_damaged=skip_damaged, **callbacks
+            )
+            report = gate(data=find, note=note)
     except Rejected as error:
         report, rejection = error.report, error
     print_result({"file": as_text(path)} | report.as_dict(), lambda: report_lines(report), as_json=as_json)
@@ -316,28 +223,19 @@ def print_gate_report(run_gate: Callable[[], Any], path: Path, *, as_json: bool)
         raise rejection
 
 
-@command
+@functools.partial(command, starts_collection=True)
 def predict(
     paths: Annotated[
         list[str], typer.Argument(help="Files, folders, globs, or - for standard input.", metavar="PATH...")
     ],
-    model: Annotated[
-        str | None, typer.Option(help="ONNX file. [default: $CIFAR_MODEL, ./model.onnx, the shipped model]")
-    ] = None,
+    model: options.Model = None,
     top: Annotated[int, typer.Option(help="Number of classes to print.", min=1)] = 1,
-    format: Annotated[
-        Literal["table", "json", "jsonl", "csv"] | None,
-        typer.Option(help="Form of the result. [default: table; csv with --out]", show_default=False),
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the pictures with their classes, as a PNG file.")] = None,
-    batch_size: Annotated[
-        int, typer.Option(help="Largest batch; the CPU never uses more than 16.", min=1, max=4096)
-    ] = 64,
-    provider: Provider = "auto",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the result in parts; repeat the command to resume.")
-    ] = None,
-    on: On = None,
+    format: options.Format = None,
+    plot: options.PredictionsPlot = None,
+    batch_size: options.BatchSize = 64,
+    provider: options.Provider = "auto",
+    out: options.Out = None,
+    on: options.On = None,
 ) -> None:
     """Classify picture files.
 
@@ -351,13 +249,17 @@ def predict(
     if out is not None or on is not None:
         if out is None or plot is not None or provider not in ("auto", "cpu"):
             raise UsageError("--on needs --out FOLDER, which takes neither --plot nor a --provider other than cpu")
+        start_collection()
         predict_parts(paths, out, on=on or "local", model=model, format=format or "csv", top=top)
         return
     if plot is not None:
-        require_writable(plot, suffix=".png")
+        from toolkit.evaluation.plots import require_plottable
+
+        require_plottable(paths, plot)
     warnings.simplefilter("ignore")  # Pillow's, about damaged EXIF and large pictures: failures are reported per file
     classifier = Classifier(model, provider=provider)
     session = classifier.session
+    start_collection()
     note(f"Model: {display(session.path)}, {session.note or f'running on {session.provider}'}")
     failures, drawn = 0, []
 
@@ -373,7 +275,9 @@ def predict(
 
     for line in format_predictions(predictions(), format or "table", top=top):
         typer.echo(line)
-    if plot is not None and drawn:
+    if plot is None:
+        skip_cleanup()  # NumPy, Pillow and ONNX Runtime need none; matplotlib does
+    elif drawn:
         from toolkit.evaluation.plots import plot_predictions
 
         plot_predictions(drawn, plot)
@@ -383,33 +287,27 @@ def predict(
 
 
 def predict_parts(paths: list[str], out: Path, *, on: str, **options: Any) -> None:
-    """Predict into part files where `--on` says, and print how many there are."""
+    """Predict into part files where `--on` says, and print their counts and the first errors."""
     from toolkit.cluster.engines import open_prediction_engine
     from toolkit.cluster.prediction import predict_to_folder
-    from toolkit.display import jobs_bar
+    from toolkit.display import jobs_bar, parts_lines
 
-    engine = open_prediction_engine(on)
     with jobs_bar("pictures") as progress:
-        result = predict_to_folder(engine, paths, out, progress=progress, **options)
-    failures = 0
-    for failures, error in enumerate(result.failures(), 1):
-        if failures <= 20:
-            print_error(error)
-    kept = f", {result.kept} of them from before" if result.kept else ""
-    typer.echo(f"{display(out)}: {result.parts} parts{kept}; {result.pictures:,} pictures; {failures} errors")
-    if failures:
+        result = predict_to_folder(open_prediction_engine(on), paths, out, progress=progress, **options)
+    for error in itertools.islice(result.failures(), 20):
+        print_error(error)
+    typer.echo(parts_lines(result))
+    if result.failure_count:
         raise typer.Exit(1)
 
 
 @functools.partial(command, handles_signals=True)
 def serve(
-    model: Annotated[
-        str | None, typer.Option(help="ONNX file. [default: $CIFAR_MODEL, ./model.onnx, the shipped one]")
-    ] = None,
+    model: options.Model = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes any free one.", min=0, max=65535)] = 8000,
     workers: Annotated[int, typer.Option(help="Processes; they share the cores.", min=1)] = 1,
-    provider: Provider = "auto",
+    provider: options.Provider = "auto",
 ) -> None:
     """Serve the model over HTTP until SIGTERM or Ctrl-C, which finish the accepted requests first."""
     from toolkit.serving import serve as serve_model
@@ -420,8 +318,8 @@ def serve(
 @command
 def page(
     output: Annotated[Path, typer.Argument(help="HTML file to write.")],
-    model: Annotated[str | None, typer.Option(help="ONNX file. [default: as for `cifar predict`]")] = None,
-    json_output: Json = False,
+    model: options.Model = None,
+    json_output: options.Json = False,
 ) -> None:
     """Write the model as one HTML file that classifies pictures in any browser, offline."""
     from toolkit.serving.page import write_page
@@ -436,7 +334,7 @@ def page(
 
 
 @command
-def models(json_output: Json = False) -> None:
+def models(json_output: options.Json = False) -> None:
     """List the networks and their cost."""
     from models.cost import all_costs
     from toolkit.display import models_lines
@@ -448,58 +346,44 @@ def models(json_output: Json = False) -> None:
 @command
 def data(
     folder: Annotated[str | None, typer.Argument(help="The same as --data.", metavar="[FOLDER]")] = None,
-    data: Data = None,
-    skip_damaged: SkipDamaged = False,
+    data: options.Data = None,
+    skip_damaged: options.SkipDamaged = False,
     fetch: Annotated[bool, typer.Option("--fetch", help="Download CIFAR-10 or CIFAR-100 if missing.")] = False,
     sheet: Annotated[
         Path | None, typer.Option(help="Draw training pictures of each class, as the network sees them, as a PNG file.")
     ] = None,
     samples: Annotated[Path | None, typer.Option(help="Write sample pictures into this folder.")] = None,
     per_class: Annotated[int, typer.Option(help="Sample pictures of each class.", min=1)] = 1,
-    json_output: Json = False,
+    json_output: options.Json = False,
 ) -> None:
     """Check the data set and count its pictures; fetch it; draw a contact sheet; write sample pictures."""
-    from toolkit.data.dataset import data_status, fetch_data, write_samples
-    from toolkit.data.dataset import find_data as find
-    from toolkit.data.report import draw_contact_sheet, report_data
-    from toolkit.display import data_lines, decoding_bar, download_bar
+    from toolkit.data.overview import inspect_data
+    from toolkit.display import data_callbacks, data_lines
 
     if folder is not None and data is not None:
         raise UsageError("give FOLDER or --data, not both")
-    data = folder if data is None else data
-    if sheet is not None:
-        require_writable(sheet, suffix=".png")
-    status = data_status(data)
-    if fetch and not status.complete and status.folder is not None:
-        with download_bar() as progress:
-            fetch_data(data, progress=progress)
-        status = data_status(data)
-    if not status.complete:
-        print_result(status.as_dict(), lambda: data_lines(status), as_json=json_output)
-        where = f" --data {shlex.quote(data)}" if data else ""
-        raise ToolkitError(f"the data are incomplete: `cifar data --fetch{where}` downloads them")
-    with decoding_bar() as on_pictures:
-        source = find(data, fetch=False, skip_damaged=skip_damaged, on_pictures=on_pictures, note=note)
-        report = report_data(source)
-    written = write_samples(source, samples, per_class=per_class) if samples else []
-    values = status.as_dict() | report.as_dict() | {"samples": [as_text(path) for path in written]}
-    count = f"\n{len(written)} sample pictures in {display(samples)}" if samples else ""
-    print_result(values, lambda: data_lines(status, report) + count, as_json=json_output)
-    if sheet is not None:
-        note(f"Contact sheet: {display(draw_contact_sheet(source, sheet))}")
+    with data_callbacks(note) as callbacks:
+        overview = inspect_data(
+            folder or data,
+            skip_damaged=skip_damaged,
+            fetch=fetch,
+            sheet=sheet,
+            samples=samples,
+            per_class=per_class,
+            **callbacks,
+        )
+    print_result(overview.as_dict(), lambda: data_lines(overview), as_json=json_output)
+    overview.require_complete()
 
 
 @command
-def doctor(data: Data = None, json_output: Json = False) -> None:
+def doctor(data: options.Data = None, json_output: options.Json = False) -> None:
     """Check this machine: libraries, providers, data."""
-    import dataclasses
-
     from toolkit.display import doctor_lines
     from toolkit.doctor import examine
 
     findings = examine(data)
-    values = [dataclasses.asdict(finding) for finding in findings]
-    print_result(values, lambda: doctor_lines(findings), as_json=json_output)
+    print_result([vars(finding) for finding in findings], lambda: doctor_lines(findings), as_json=json_output)
     if any(finding.ok is False for finding in findings):
         raise ToolkitError("a required part does not work; the remedies are listed above")
 
@@ -509,15 +393,10 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Folder for all files of the demo.")] = Path("cifar-demo"),
 ) -> None:
     """Run the whole pipeline on drawn pictures, in about a minute."""
-    from toolkit.demo import demo_commands, demo_folder
+    from toolkit.demo import run_demo
 
-    place = demo_folder(folder)
-    for arguments in demo_commands(place):
-        typer.echo(f"\n$ cifar {shlex.join(arguments)}")
-        if exit_code := app(arguments, standalone_mode=False):
-            raise typer.Exit(exit_code)
-    typer.echo(f"\nThat was the whole pipeline, on drawn pictures; all files are in {place}. On CIFAR-10:")
-    typer.echo("  cifar train --recipe fast --val-size 0\n  cifar export model.onnx\n  cifar predict cat.png")
+    if exit_code := run_demo(folder, run=functools.partial(app, standalone_mode=False), echo=typer.echo):
+        raise typer.Exit(exit_code)
 
 
 def main() -> None:

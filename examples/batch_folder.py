@@ -7,7 +7,7 @@ from toolkit.inference import Classifier, Prediction, as_text
 
 
 def main(folder: str, out: str, model: str | None = None) -> None:
-    """Write one line for each picture as soon as it is known; a bad picture gets a line with its error."""
+    """Write one line for each picture as soon as it is predicted; a bad picture gets a line with its error."""
     classifier = Classifier(model)
     with open(out, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

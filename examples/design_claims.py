@@ -1,12 +1,12 @@
-"""Repeat the comparison behind the design, and say of each of its claims whether it holds by what was measured.
+"""Repeat the experiments behind the design, and compare each of its claims with the measured figures.
 
     python design_claims.py [--recipe reference] [--seeds 3] [--epochs N] [--data DIR] [--output claims] [--only NAME]
 
-Four networks by one recipe, then single changes of that recipe, all with the same seeds. Writes OUTPUT/claims.json and
-OUTPUT/claims.png. The same command goes on where it was interrupted, and trains no recipe twice. --only, which may be
-given more than once, leaves the other variants out, and with them the claims that need them.
+Trains four networks with one recipe, then variants of that recipe with one change each, all with the same seeds. Writes
+OUTPUT/claims.json and OUTPUT/claims.png. Repeat an interrupted command to resume it; finished runs are kept. --only
+NAME trains and compares the named variants alone, and may be given more than once.
 
-By default eight recipes are trained three times for 150 epochs each: made for a GPU. On a CPU, begin with
+The default trains eight recipes with three seeds each for 150 epochs, which needs a GPU. On a CPU, start with
 --recipe fast --epochs 10 --seeds 1.
 """
 
@@ -43,7 +43,7 @@ T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # Student's t fo
 
 @dataclass(frozen=True)
 class Claim:
-    """A figure of one variant, or its difference to another's, lies between `low` and `high`, in points."""
+    """A figure of one variant, or its difference from another variant's, lies between `low` and `high`, in points."""
 
     text: str
     figure: str
@@ -53,9 +53,9 @@ class Claim:
     high: float = math.inf
 
 
-CLAIMS = (  # "about" so many points: within one; the high 80s: from 86 to 90
-    Claim("resnet20: a generalisation gap of about 8 points", "gap", "resnet20", low=7, high=9),
-    Claim("resnet20-wide: a generalisation gap of about 11 points", "gap", "resnet20-wide", low=10, high=12),
+CLAIMS = (  # "about": within one point; "the high 80s": from 86 to 90
+    Claim("resnet20: a generalization gap of about 8 points", "gap", "resnet20", low=7, high=9),
+    Claim("resnet20-wide: a generalization gap of about 11 points", "gap", "resnet20-wide", low=10, high=12),
     Claim("resnet20-wide has a larger gap than resnet20", "gap", "resnet20-wide", "resnet20"),
     Claim("resnet20: validation in the high 80s by mid-training", "half-way", "resnet20", low=86, high=90),
     Claim("resnet20: at least 91% of the test images", "test", "resnet20", low=91),
@@ -67,7 +67,7 @@ CLAIMS = (  # "about" so many points: within one; the high 80s: from 86 to 90
 
 
 def variants(base: Recipe) -> dict[str, Recipe]:
-    """Every variant's recipe by its name. One side of each change is, as a rule, the base itself."""
+    """The recipe of each variant, by name. Usually one variant of each pair is the base recipe."""
     milestones = {epoch for epoch in (base.epochs // 2, -(-3 * base.epochs // 4)) if 0 < epoch < base.epochs}
     changes: dict[str, dict[str, Any]] = {model: {"run": {"model": model}} for model in MODELS} | {
         "mixup": {"data_augmentation": {"mixup_alpha": 0.2}},
@@ -77,24 +77,24 @@ def variants(base: Recipe) -> dict[str, Recipe]:
         "cosine": {"lr_schedule": "cosine_annealing"},
         "step decay": {"lr_schedule": "step_decay", "lr_milestones": sorted(milestones)},
         "SGD": {"optimizer": "SGD"},
-        "Adam": {"optimizer": "Adam", "nesterov": False, "learning_rate": 1e-3},  # SGD's rate is far too high for it
+        "Adam": {"optimizer": "Adam", "nesterov": False, "learning_rate": 1e-3},  # SGD's rate is far too high for Adam
     }
-    base = base.replaced({"run": {"model": "resnet20"}})
-    return {name: base.replaced(change, where=name) for name, change in changes.items()}
+    base = base.replace({"run": {"model": "resnet20"}})
+    return {name: base.replace(change, where=name) for name, change in changes.items()}
 
 
 def print_epoch(run: RunFolder, record: EpochRecord) -> None:
     print(f"{run.path}: epoch {record.epoch}", file=sys.stderr)
 
 
-def measured(name: str, recipe: Recipe, *, seeds: int, source: DataSource, runs: Path) -> dict[str, Any]:
-    """Train what is not finished; then each seed's figures in percent, their spread, and the mean curve."""
-    together = begin_seeds(recipe, seeds=seeds, source=source, name=name.replace(" ", "-"), root=runs)
-    for run in together.unfinished():
+def measure(name: str, recipe: Recipe, *, seeds: int, source: DataSource, runs: Path) -> dict[str, Any]:
+    """Train the unfinished seeds; return the figures of each seed in percent, their spread, and the mean curve."""
+    seed_runs = begin_seeds(recipe, seeds=seeds, source=source, name=name.replace(" ", "-"), root=runs)
+    for run in seed_runs.find_unfinished():
         train(run.recipe(), source=source, run=run, resume=True, on_epoch=partial(print_epoch, run))
-    summary = together.write_summary()
-    curves = [[100 * epoch["val_accuracy"] for epoch in run.read_metrics()] for run in together.runs]
-    tests = evaluate_seeds(together, source=source).metrics
+    summary = seed_runs.write_summary()
+    curves = [[100 * epoch["val_accuracy"] for epoch in run.read_metrics()] for run in seed_runs.runs]
+    tests = evaluate_seeds(seed_runs, source=source).metrics
     rows = []
     for row, curve, test in zip(summary["seeds"], curves, tests, strict=True):
         shares = (test.accuracy, row["val_accuracy"], row["train_accuracy"], row["generalisation_gap"])
@@ -106,17 +106,17 @@ def measured(name: str, recipe: Recipe, *, seeds: int, source: DataSource, runs:
     }
 
 
-def judged(claim: Claim, results: dict[str, Any]) -> dict[str, Any]:
-    """A claim beside its figures; decided where the mean lies farther from the range's ends than chance goes."""
+def judge(claim: Claim, results: dict[str, Any]) -> dict[str, Any]:
+    """Compare a claim with its figures; decided if the 95% interval of the mean lies within or outside the range."""
     sides = {name: [row[claim.figure] for row in results[name]["seeds"]] for name in (claim.of, claim.minus) if name}
-    values = [pair[0] - sum(pair[1:]) for pair in zip(*sides.values(), strict=True)]  # seed by seed: they are the same
+    values = [pair[0] - sum(pair[1:]) for pair in zip(*sides.values(), strict=True)]  # paired by seed
     found = spread(values)
     noise = None if found.std is None else T_95[min(found.n, 10) - 2] * found.std / math.sqrt(found.n)
     margin = min(found.mean - claim.low, claim.high - found.mean)
     verdict = "not decided"
     if noise is not None and abs(margin) > noise:
         verdict = "holds" if margin > 0 else "does not hold"
-    claimed = {name: value for name, value in asdict(claim).items() if value != math.inf}  # JSON knows no infinity
+    claimed = {name: value for name, value in asdict(claim).items() if value != math.inf}  # JSON has no infinity
     means = {name: spread(numbers).mean for name, numbers in sides.items()}
     return claimed | {"verdict": verdict, "means": means, "value": asdict(found), "noise": noise}
 
@@ -127,12 +127,12 @@ def claim_lines(row: dict[str, Any]) -> str:
     if row["noise"] is not None:
         noise = f"std {row['value']['std']:.2f}, 95% within {row['noise']:.2f}, {row['value']['n']} seeds"
     difference = f", difference {row['value']['mean']:+.2f}" if row["minus"] else ""
-    wanted = f"claimed {row['low']:g} to {row['high']:g}" if "high" in row else f"claimed above {row['low']:g}"
-    return f"{row['verdict']:<15}{row['text']}\n{'':<15}{row['figure']}: {sides}{difference}; {noise}; {wanted}"
+    expected = f"claimed {row['low']:g} to {row['high']:g}" if "high" in row else f"claimed above {row['low']:g}"
+    return f"{row['verdict']:<15}{row['text']}\n{'':<15}{row['figure']}: {sides}{difference}; {noise}; {expected}"
 
 
 def table(results: dict[str, Any]) -> str:
-    """The means in percent, each with its standard deviation over the seeds."""
+    """Format the means in percent, each with its standard deviation over the seeds."""
     lines = [f"{'variant':<15}{'parameters':>11}" + "".join(f"{name:>15}" for name in FIGURES)]
     for name, result in results.items():
         cells = [(figure["mean"], figure["std"]) for figure in result["figures"].values()]
@@ -142,7 +142,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any], title: str, path: Path) -> None:
-    """Validation accuracy by epoch, of the networks and of the changes; and where each network's gap lies."""
+    """Draw validation accuracy by epoch, for the networks and for the changes, and the gap of each network."""
     figure = Figure(figsize=(16, 5.2), layout="constrained")
     networks, changes, gaps = figure.subplots(1, 3)
     models = [name for name in results if name in MODELS]
@@ -156,7 +156,7 @@ def draw(results: dict[str, Any], title: str, path: Path) -> None:
         axes.plot(range(1, len(curve) + 1), curve, label=", ".join(names), marker=marker)
     for axes, heading in ((networks, "networks"), (changes, "changes of the recipe")):
         axes.set(title=heading, xlabel="epoch", ylabel="validation accuracy, %, mean over seeds")
-        axes.set_ylim(min(late) - 2, max(late) + 2)  # the first tenth of the epochs would press the rest together
+        axes.set_ylim(min(late) - 2, max(late) + 2)  # `late` omits the first epochs, far lower
     for name, marker in (("train", "^"), ("validation", "o"), ("test", "x")):
         points = [(place, row[name]) for place, model in enumerate(models) for row in results[model]["seeds"]]
         gaps.plot([place for place, _ in points], [value for _, value in points], marker, label=name, alpha=0.8)
@@ -172,16 +172,16 @@ def draw(results: dict[str, Any], title: str, path: Path) -> None:
 
 
 def compare(base: Recipe, *, seeds: int, source: DataSource, output: Path, only: list[str]) -> None:
-    """Train what is missing, measure, judge; write JSON and picture, print the table and the claims."""
+    """Train, measure and compare; write the JSON file and the figure, print the table and the claims."""
     recipes = variants(base)
     if unknown := set(only) - recipes.keys():
-        raise UsageError(f"no variant {', '.join(sorted(unknown))}; the variants are {', '.join(recipes)}")
+        raise UsageError(f"unknown variant {', '.join(sorted(unknown))}; the variants are {', '.join(recipes)}")
     folders = {recipe: name for name, recipe in reversed(recipes.items())}  # the first name of each recipe
     known: dict[Recipe, dict[str, Any]] = {}
     for recipe in dict.fromkeys(recipes[name] for name in only or recipes):
-        known[recipe] = measured(folders[recipe], recipe, seeds=seeds, source=source, runs=output / "runs")
+        known[recipe] = measure(folders[recipe], recipe, seeds=seeds, source=source, runs=output / "runs")
     results = {name: known[recipe] for name, recipe in recipes.items() if name in (only or recipes)}
-    claims = [judged(claim, results) for claim in CLAIMS if {claim.of, claim.minus or claim.of} <= results.keys()]
+    claims = [judge(claim, results) for claim in CLAIMS if {claim.of, claim.minus or claim.of} <= results.keys()]
     found = {"data": source.name, "recipe": base.as_dict(), "variants": results, "claims": claims}
     (output / "claims.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     draw(results, f"{source.name}, {base.epochs} epochs, seeds 0 to {seeds - 1}", output / "claims.png")
@@ -191,15 +191,15 @@ def compare(base: Recipe, *, seeds: int, source: DataSource, output: Path, only:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="reference", help="a preset, or a TOML or JSON file")
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
-    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
+    parser.add_argument("--epochs", type=int, help="replaces the recipe's")
     parser.add_argument("--data", help="folder with CIFAR-10, or demo")
-    parser.add_argument("--output", type=Path, default=Path("claims"), help="folder of the runs and of the result")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a variant that is to be trained")
+    parser.add_argument("--output", type=Path, default=Path("claims"), help="folder for the runs and the results")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a variant to train")
     options = parser.parse_args()
     try:
         changes = {"early_stopping": False} | ({"epochs": options.epochs} if options.epochs is not None else {})
-        base = load_recipe(options.recipe).replaced(changes)
+        base = load_recipe(options.recipe).replace(changes)
         if base.run.val_size == 0:
             raise UsageError("the claims are about validation accuracy, so the recipe's val_size cannot be 0")
         source = find_data(options.data)

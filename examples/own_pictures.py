@@ -1,9 +1,9 @@
-"""A classifier of your own pictures from Python: start from the shipped model, export through the gate, predict.
+"""Train a classifier on your own pictures from Python: start from the shipped model, export, predict.
 
     python own_pictures.py FOLDER [MIN_ACCURACY] [RECIPE] [OUTPUT]
 
-FOLDER holds train/CLASS/... and test/CLASS/..., or CLASS/...; RECIPE is a preset or a file. OUTPUT, a folder, gets the
-run and the model.
+FOLDER holds train/CLASS/... and test/CLASS/..., or CLASS/...; RECIPE is a preset or a file. OUTPUT is a folder
+for the run and the model.
 """
 
 import sys

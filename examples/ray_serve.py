@@ -2,8 +2,8 @@
 
 The replicas answer as `cifar serve` does, on all machines of the cluster that $RAY_ADDRESS names, or on this machine
 alone. Ray Serve replaces a replica that dies; requests that it was answering fail with status 500. The limits on a
-request's size and number of pictures hold, but Ray's own HTTP server takes the place of the one that refuses slow
-clients. Needs `pip install "ray[serve]" "cifar[serve]"`.
+request's size and number of pictures apply, but those on slow clients do not: Ray has its own HTTP server. Needs
+`pip install "ray[serve]" "cifar[serve]"`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from toolkit.serving.model import ModelCopy, open_copy
 
 
 def build_app(content: bytes) -> ASGIApp:
-    """The application of one replica, around a model that travels to it as bytes."""
+    """Build the application of one replica from the bytes of the model."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""The whole path from Python: train, export through the gate, predict.
+"""Train, export through the gate and predict, from Python.
 
     python train_export_predict.py [DATA] [RECIPE] [FOLDER]
 
@@ -22,7 +22,7 @@ def main(data: str = "demo", recipe_name: str = "demo", folder: str = "example")
     recipe, source = load_recipe(recipe_name), find_data(data)
     run = create_run(recipe, stem=recipe_name, root=Path(folder) / "runs")
     train(recipe, source=source, run=run, on_epoch=print_epoch)
-    report = export_onnx(run.best, Path(folder) / "model.onnx", data=source)  # raises where the gate rejects it
+    report = export_onnx(run.best, Path(folder) / "model.onnx", data=source)  # or raises `Rejected`
     print(f"verified: {report.figures.test_correct} of {report.figures.test_images} test images")
     samples = write_samples(source, Path(folder) / "samples")
     for prediction in Classifier(Path(folder) / "model.onnx").predict(samples):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tests.support.sources import coloured_source
+from tests.support.sources import colored_source
 from tests.support.training import train_epochs
 from toolkit.recipes.recipe import Recipe
 from toolkit.runs.checkpoint import load_checkpoint
@@ -42,7 +42,7 @@ def resume_run(run: RunFolder) -> None:
             print("started", flush=True)
             started = True
 
-    train(run.recipe(), source=coloured_source(), run=run, device="cpu", resume=True, on_progress=progress)
+    train(run.recipe(), source=colored_source(), run=run, device="cpu", resume=True, on_progress=progress)
 
 
 def kill_once(run: RunFolder, seconds: float) -> bool:
@@ -83,7 +83,7 @@ def main() -> None:
         root = Path(folder)
         recipe = recipe_for(epochs=20 * options.kills)
         run = create_run(recipe, stem="killed", root=root)
-        train_epochs(run, coloured_source(), 1)
+        train_epochs(run, colored_source(), 1)
         kills = epoch = 0
         while kills < options.kills and kill_once(run, generator.uniform(0, MAX_SECONDS)):
             kills += 1
@@ -91,7 +91,7 @@ def main() -> None:
             leftovers = len(list(run.path.glob(".*.partial")))
             print(f"kill {kills}: epoch {epoch}, files load; {leftovers} temporary files left", flush=True)
         uninterrupted = create_run(recipe, stem="uninterrupted", root=root)
-        train_epochs(uninterrupted, coloured_source(), epoch)
+        train_epochs(uninterrupted, colored_source(), epoch)
         expected = load_checkpoint(uninterrupted.last).weights
         assert all(torch.equal(value, expected[name]) for name, value in load_checkpoint(run.last).weights.items())
         print(f"{kills} kills; after epoch {epoch} the weights are bit-identical to those of an uninterrupted run")

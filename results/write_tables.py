@@ -154,7 +154,8 @@ The recipe keys and the presets are described in [recipes.md](recipes.md).
   [model card](../toolkit/weights/README.md): `python -m results.write_tables`.
 - [`choose_calibration.py`](choose_calibration.py) measures every way of calibrating int8 on validation images:
   `python -m results.choose_calibration runs/NAME/best.pt --json results/calibration.json`.
-- [`measure_page.py`](measure_page.py) measures the web page in Chromium: `python -m results.measure_page FOLDER`.
+- [`measure_page.py`](measure_page.py) measures the web page in Chromium: `python -m results.measure_page FOLDER`;
+  [`draw_page.py`](draw_page.py) draws page.png.
 - [`serve_load.py`](serve_load.py) puts `cifar serve` and a plain FastAPI application ([`serve_fastapi.py`](serve_fastapi.py))
   under load by wrk: `python results/serve_load.py`.
 - [`busy_neighbours.py`](busy_neighbours.py) times commands beside busy processes; not run on an idle machine yet.
@@ -336,7 +337,8 @@ def server_section() -> str:
         found["picture"]
     }, sent again and again over open connections by wrk on the same machine. With 16 clients the ratio is
 {found["speedup_at_16_clients"]:.2f}. With one bad picture in ten for {soak["seconds"]} seconds: {
-        soak["requests"]:,} requests, {soak["lost"]} lost, {soak["refused"]:,} refused.
+        soak["requests"]:,} requests, {soak["lost"]} lost, {soak["refused"]:,} refused, memory {
+        soak["memory_start"] / 1e6:.0f} to {soak["memory_end"] / 1e6:.0f} MB.
 
 {table(headings, rows)}
 

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
-from tests.support.sources import ROOT, Done, FixedSource, coloured_source
+from tests.support.sources import ROOT, Done, FixedSource, colored_source
 from toolkit.data import synthetic
 from toolkit.deploy.accuracy import FLOORS
 from toolkit.recipes.recipe import Recipe
@@ -45,7 +45,7 @@ def floors_of_the_tests_data() -> Iterator[None]:
 @pytest.fixture
 def source() -> FixedSource:
     """200 training and 50 test images, of ten classes."""
-    return coloured_source()
+    return colored_source()
 
 
 @pytest.fixture

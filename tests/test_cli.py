@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from models import build_model
-from tests.support.sources import ROOT, coloured_source
+from tests.support.sources import ROOT, colored_source
 from toolkit import __version__
-from toolkit.data import dataset
 from toolkit.data.dataset import data_identity, find_data
+from toolkit.evaluation.plots import MAX_PICTURES
 from toolkit.recipes.recipe import Recipe, recipe_keys
+from toolkit.runs import location
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from toolkit.training import launch
 
@@ -115,10 +116,10 @@ def test_evaluate_a_run_as_table_json_and_picture(trained, cifar):
 
 
 @pytest.fixture
-def coloured(tmp_path, monkeypatch):
+def colored(tmp_path, monkeypatch):
     """An empty folder, a short recipe in it, and a tiny data set in the place of CIFAR-10."""
-    for module in (dataset, launch):
-        monkeypatch.setattr(module, "find_data", lambda *arguments, **options: coloured_source())
+    for module in (location, launch):
+        monkeypatch.setattr(module, "find_data", lambda *arguments, **options: colored_source())
     crops = {"small_crop_size": 8, "small_crop_share": 1.0}
     recipe = Recipe.from_dict({"epochs": 2, "batch_size": 50, "data_augmentation": crops, "run": {"val_size": 50}})
     (tmp_path / "short.toml").write_text(recipe.as_toml())
@@ -136,48 +137,49 @@ def interrupt_at(monkeypatch, step):
     monkeypatch.setattr("toolkit.display.TrainingDisplay.step", interrupting)
 
 
-def test_seeds_are_trained_interrupted_gone_on_with_and_evaluated(coloured, cifar, monkeypatch):
+def test_seeds_are_trained_interrupted_resumed_and_evaluated(colored, cifar, monkeypatch):
     train = ["train", "--recipe", "short.toml", "--seeds", 2, "--json"]
     with monkeypatch.context() as patch:
         interrupt_at(patch, 10)  # of six a seed: in the second epoch of seed 1
-        done = cifar(*train, "--device", "cpu", cwd=coloured)
+        done = cifar(*train, "--device", "cpu", cwd=colored)
     assert (done.returncode, done.stdout) == (130, "")
     again = done.stderr.split("1 of 2 epochs are kept in runs/short-resnet20-seeds/seed1. Resume with: ")[1]
     assert again.strip() == (
         "cifar train --seeds 2 --recipe runs/short-resnet20-seeds/seed0/recipe.toml --name short-resnet20-seeds "
         "--device cpu"
     )
-    done = cifar(*shlex.split(again)[1:], "--json", cwd=coloured)
+    done = cifar(*shlex.split(again)[1:], "--json", cwd=colored)
     assert done.returncode == 0, done.stderr
     assert "Finished before: runs/short-resnet20-seeds/seed0" in done.stderr
-    assert "Resuming resnet20 on coloured, in runs/short-resnet20-seeds/seed1" in done.stderr
+    assert "Resuming resnet20 on colored, in runs/short-resnet20-seeds/seed1" in done.stderr
     assert "  1/2 " not in done.stderr  # an epoch that was done is not trained again
     summary = json.loads(done.stdout)
     assert (summary["folder"], summary["n"], len(summary["seeds"])) == ("runs/short-resnet20-seeds", 2, 2)
-    assert json.loads(cifar(*train, cwd=coloured).stdout) == summary  # the same command again trains nothing
-    assert json.loads((coloured / "runs/short-resnet20-seeds/seeds.json").read_text()) | summary == summary
+    assert json.loads(cifar(*train, cwd=colored).stdout) == summary  # the same command again trains nothing
+    assert json.loads((colored / "runs/short-resnet20-seeds/seeds.json").read_text()) | summary == summary
 
-    refused = cifar(*train, "--epochs", 3, cwd=coloured)
+    refused = cifar(*train, "--epochs", 3, cwd=colored)
     assert refused.returncode == 2
     assert "has another recipe (epochs was 2, now 3)" in refused.stderr
 
-    table = cifar("evaluate", "short-resnet20-seeds", cwd=coloured)
+    table = cifar("evaluate", "short-resnet20-seeds", cwd=colored)
     assert [line.split()[0] for line in table.stdout.splitlines()] == ["seed", "0", "1", "mean", "std", "minimum"]
-    result = json.loads(cifar("evaluate", "runs/short-resnet20-seeds", "--json", cwd=coloured).stdout)
+    result = json.loads(cifar("evaluate", "runs/short-resnet20-seeds", "--json", cwd=colored).stdout)
     correct = [row["correct"] for row in result["seeds"]]
     assert result["figures"]["accuracy"]["mean"] == pytest.approx(sum(correct) / 100)
-    one = json.loads(cifar("evaluate", "short-resnet20-seeds/seed1", "--json", cwd=coloured).stdout)
+    one = json.loads(cifar("evaluate", "short-resnet20-seeds/seed1", "--json", cwd=colored).stdout)
     assert one["correct"] == correct[1]
-    newest = cifar("evaluate", cwd=coloured)
+    newest = cifar("evaluate", cwd=colored)
     assert "Evaluating runs/short-resnet20-seeds/seed1/best.pt" in newest.stderr
     for option in (["--plot", "x.png"], ["--provider", "cpu"]):
-        assert cifar("evaluate", "short-resnet20-seeds", *option, cwd=coloured).returncode == 2
-    exported = cifar("export", "m.onnx", "--run", "short-resnet20-seeds", cwd=coloured)
+        refused = cifar("evaluate", "short-resnet20-seeds", *option, cwd=colored)
+        assert (refused.returncode, f"{option[0]} takes one model" in refused.stderr) == (2, True)
+    exported = cifar("export", "m.onnx", "--run", "short-resnet20-seeds", cwd=colored)
     assert "holds several seeds: name one of them, such as runs/short-resnet20-seeds/seed0" in exported.stderr
 
 
-def test_seeds_as_a_table(coloured, cifar):
-    done = cifar("train", "--recipe", "short.toml", "--seeds", 1, "--val-size", 0, "--epochs", 1, cwd=coloured)
+def test_seeds_as_a_table(colored, cifar):
+    done = cifar("train", "--recipe", "short.toml", "--seeds", 1, "--val-size", 0, "--epochs", 1, cwd=colored)
     lines = [line.split() for line in done.stdout.splitlines()]
     assert lines[0][:4] == ["1", "seeds", "of", "resnet20,"]
     assert lines[1] == ["seed", "train", "acc", "time"]
@@ -263,7 +265,7 @@ def test_a_model_of_other_data_is_not_judged(trained, cifar, tmp_path):
         (["train", "--seeds", "3", "--resume", "x"], 2, "--resume resumes one run: leave out --seeds"),
         (["train", "--seeds", "0"], 2, "Invalid value for '--seeds'"),
         (["train", "--seeds", "2", "--name", "a/b", "--data", "demo"], 2, "'a/b' cannot name a run"),
-        (["train", "--colour"], 2, "No such option"),
+        (["train", "--color"], 2, "No such option"),
         (["evaluate", "--data", "demo"], 1, "no run in runs has finished: `cifar train` starts one"),
         (
             ["export", "m.onnx", "--min-accuracy", "nan", "--checkpoint", "x.pt", "--data", "demo"],
@@ -284,7 +286,7 @@ def test_a_model_of_other_data_is_not_judged(trained, cifar, tmp_path):
         (["export", "m.onnx", "--checkpoint", "x.pt", "--run", "y"], 2, "give --run or --checkpoint, not both"),
         (["train", "--recipe", "fsat"], 2, "no recipe 'fsat' (did you mean 'fast'?)"),
         (["train", "--step", "graph", "--device", "cpu"], 2, "only CUDA captures graphs"),
-        (["export", "/dev/null", "--checkpoint", "x.pt", "--data", "demo"], 1, "is no ordinary file"),
+        (["export", "/dev/null", "--checkpoint", "x.pt", "--data", "demo"], 1, "is not an ordinary file"),
         (["evaluate", "modle.onnx"], 1, "no such file: modle.onnx"),
         (["evaluate", "--plot", "c.svg"], 2, "must end in .png"),
         (["export"], 1, "no run in runs has finished: `cifar train` starts one"),
@@ -345,43 +347,61 @@ def test_every_key_of_the_recipe_has_a_flag_that_reaches_the_recipe(cifar, tmp_p
     assert launched[0].changes == expected
 
 
-def test_the_warm_up_scales_with_the_epochs(cifar, coloured):
+def test_the_warm_up_scales_with_the_epochs(cifar, colored):
     recipe = Recipe.from_dict({"epochs": 4, "warmup_epochs": 2, "run": {"val_size": 0}})
-    (coloured / "warm.toml").write_text(recipe.as_toml())
-    done = cifar("train", "--recipe", "warm.toml", "--epochs", 1, "--name", "warm", cwd=coloured)
+    (colored / "warm.toml").write_text(recipe.as_toml())
+    done = cifar("train", "--recipe", "warm.toml", "--epochs", 1, "--name", "warm", cwd=colored)
     assert done.returncode == 0, done.stderr
     assert "Warm-up scaled with the epochs, to 0.5 epochs" in done.stderr
-    assert "warmup_epochs = 0.5" in (coloured / "runs/warm/recipe.toml").read_text()
+    assert "warmup_epochs = 0.5" in (colored / "runs/warm/recipe.toml").read_text()
 
 
-def test_a_start_that_fails_leaves_no_run(cifar, coloured):
+def test_a_start_that_fails_leaves_no_run(cifar, colored):
     for options in (["--val-size", 5000], ["--seeds", 2, "--val-size", 5000]):
-        done = cifar("train", "--recipe", "short.toml", *options, cwd=coloured)
+        done = cifar("train", "--recipe", "short.toml", *options, cwd=colored)
         assert done.returncode == 2
-        assert not list(coloured.glob("runs/**/recipe.toml"))
+        assert not list(colored.glob("runs/**/recipe.toml"))
 
 
-def test_seeds_that_have_not_begun_stay_once_another_has(cifar, coloured, monkeypatch):
+def test_seeds_that_have_not_begun_stay_once_another_has(cifar, colored, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 1)
-        assert cifar("train", "--recipe", "short.toml", "--seeds", 3, cwd=coloured).returncode == 130
-    assert len(list(coloured.glob("runs/short-resnet20-seeds/seed*/recipe.toml"))) == 3
+        assert cifar("train", "--recipe", "short.toml", "--seeds", 3, cwd=colored).returncode == 130
+    assert len(list(colored.glob("runs/short-resnet20-seeds/seed*/recipe.toml"))) == 3
 
 
-def test_an_unfinished_run_is_named_before_a_second_one_starts(cifar, coloured, monkeypatch):
+def test_an_unfinished_run_is_named_before_a_second_one_starts(cifar, colored, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_at(patch, 1)
-        done = cifar("train", "--recipe", "short.toml", cwd=coloured)
+        done = cifar("train", "--recipe", "short.toml", cwd=colored)
     assert "no epoch was completed in runs/short-resnet20-seed0. Resume with: cifar train --resume runs" in done.stderr
-    done = cifar("train", "--recipe", "short.toml", "--epochs", 1, cwd=coloured)
+    done = cifar("train", "--recipe", "short.toml", "--epochs", 1, cwd=colored)
     assert "runs/short-resnet20-seed0 is unfinished; this starts a new run. To resume that one instead" in done.stderr
-    assert (coloured / "runs/short-resnet20-seed0-2/summary.json").is_file()
+    assert (colored / "runs/short-resnet20-seed0-2/summary.json").is_file()
 
 
 def test_quiet_leaves_the_result_alone_on_stdout(trained, cifar):
     done = cifar("evaluate", "--data", "demo", "--quiet", cwd=trained[0])
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Accuracy")
+
+
+def test_quiet_training_prints_no_progress(colored, cifar):
+    done = cifar("train", "--recipe", "short.toml", "--epochs", 1, "--quiet", cwd=colored)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Run")
+
+
+def test_a_plot_of_too_many_pictures_is_refused_before_any_is_predicted(cifar, tmp_path):
+    for number in range(MAX_PICTURES + 1):
+        (tmp_path / f"{number}.png").touch()
+    done = cifar("predict", ".", "--plot", "plot.png", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: --plot draws at most {MAX_PICTURES} pictures, and more are named: name fewer, or leave out --plot\n"
+    )
+    assert not (tmp_path / "plot.png").exists()
+    assert f"at most {MAX_PICTURES}" in " ".join(cifar("predict", "--help").stdout.replace("│", " ").split())
 
 
 def test_python_cli_py_is_the_cifar_command():

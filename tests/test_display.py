@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +14,16 @@ from models.cost import Cost
 from tests.support.sources import ROOT
 from toolkit import display
 from toolkit.data.dataset import DataStatus
+from toolkit.data.overview import DataOverview
 from toolkit.data.picture_set import Findings
 from toolkit.data.report import ClassCounts, DataReport
 from toolkit.deploy.report import Check, Figures, Report
-from toolkit.display import TrainingDisplay, download_bar
+from toolkit.display import TrainingDisplay, data_callbacks, download_bar, jobs_bar
 from toolkit.doctor import Finding
 from toolkit.evaluation.evaluate import SeedsMetrics
 from toolkit.evaluation.metrics import Metrics
 from toolkit.recipes.recipe import Recipe
+from toolkit.reporting import silence
 from toolkit.runs.seeds import SeedRuns
 from toolkit.training.trainer import EpochRecord
 
@@ -286,6 +289,10 @@ def test_doctor(width):
     assert display.doctor_lines(FINDINGS) + "\n" == DOCTOR_TEXT[width]
 
 
+def overview(status, report=None):
+    return DataOverview(None, status, report)
+
+
 def test_data_that_is_incomplete(width):
     expected = """\
 cifar10 in /data (chosen by --data)
@@ -293,17 +300,17 @@ file            state
 data_batch_1    ok
 test_batch\x1b  missing
 """
-    assert display.data_lines(DATA) + "\n" == expected.replace("\x1b", r"\x1b")
+    assert display.data_lines(overview(DATA)) + "\n" == expected.replace("\x1b", r"\x1b")
 
 
 def test_data_that_is_complete(width):
     status = replace(DATA, files={"test_batch": "ok"}, train_count=50_000, test_count=10_000)
-    assert display.data_lines(status).splitlines()[1:] == ["every MD5 checksum right"]
+    assert display.data_lines(overview(status)).splitlines()[1:] == ["every MD5 checksum right"]
 
 
 def test_drawn_data(width):
     status = DataStatus("demo", "--data", None, {}, 4000, 1000)
-    assert display.data_lines(status) == "demo: drawn on demand"
+    assert display.data_lines(overview(status)) == "demo: drawn on demand"
 
 
 def test_a_folder_of_pictures_with_its_classes_and_remarks(width):
@@ -324,7 +331,7 @@ removed 1 training picture identical to a picture held out
 without test pictures: dog\\x1b
 the largest class has 33 times the training pictures of the smallest
 """
-    assert display.data_lines(status, report) + "\n" == expected
+    assert display.data_lines(overview(status, report)) + "\n" == expected
 
 
 def test_a_file_gets_a_fixed_width(capsys, monkeypatch):
@@ -403,12 +410,26 @@ def test_a_download_names_its_source_once(capsys):
     assert capsys.readouterr().err == "example.org\n"
 
 
+def test_a_silenced_command_shows_no_progress(capsys):
+    with (
+        silence(),
+        data_callbacks(print) as callbacks,
+        jobs_bar("epochs") as progress,
+        TrainingDisplay(Recipe()) as shown,
+    ):
+        callbacks["progress"]("example.org", 10, 100)
+        callbacks["on_pictures"](10, 100)
+        progress(5, 10)
+        shown.note("a note")
+    assert capsys.readouterr() == ("", "")
+
+
 # Two epochs in a process of its own, whose terminal is a pty; without torch, so that it starts at once.
 TWO_EPOCHS = """
 import sys, time, types
 from types import SimpleNamespace
 schedule = types.ModuleType("schedule")
-schedule.crop_size_of = lambda recipe, epoch: 32
+schedule.choose_crop_size = lambda recipe, epoch: 32
 sys.modules["toolkit.recipes.schedule"] = schedule
 from toolkit import display
 print("width", display.output_width())
@@ -424,8 +445,8 @@ with display.TrainingDisplay(SimpleNamespace(epochs=150)) as shown:
 """
 
 
-@pytest.mark.parametrize("width", [80, 120])
-def test_second_epoch_on_a_terminal(width):
+def run_on_a_terminal(code, *, width):
+    """Run Python code in a process on a terminal of that width; return the lines written, without control sequences."""
     pty = pytest.importorskip("pty")  # POSIX
     import fcntl
     import struct
@@ -435,7 +456,7 @@ def test_second_epoch_on_a_terminal(width):
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, width, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
     process = subprocess.Popen(
-        [sys.executable, "-c", TWO_EPOCHS],
+        [sys.executable, "-c", code],
         cwd=ROOT, env=environment | {"TERM": "xterm"}, stdin=terminal, stdout=terminal, stderr=terminal,
     )  # fmt: skip
     os.close(terminal)
@@ -448,7 +469,12 @@ def test_second_epoch_on_a_terminal(width):
     os.close(controller)
     assert process.wait() == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode())
-    lines = [line.rstrip() for line in re.split("[\r\n]+", text)]
+    return [line.rstrip() for line in re.split("[\r\n]+", text)]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_second_epoch_on_a_terminal(width):
+    lines = run_on_a_terminal(TWO_EPOCHS, width=width)
     assert lines[0] == f"width {width}"
     assert max(map(len, lines)) <= width
     live = [line for line in lines if re.fullmatch(r"epoch 150/150 [━╸╺ ]+ [\d,]+ images/s, left: .*", line)]
@@ -460,3 +486,8 @@ def test_second_epoch_on_a_terminal(width):
     ]
     note = [line for line in lines if line.startswith(("a note", "several", "words", "note", "of"))]
     assert " ".join(note).split() == ["a", "note", "of", "several", "words"] * 6
+
+
+def test_a_silenced_training_writes_nothing_to_a_terminal():
+    silenced = f"from toolkit.reporting import silence\nwith silence():\n{textwrap.indent(TWO_EPOCHS, '    ')}"
+    assert run_on_a_terminal(silenced, width=80) == ["width 80", ""]

@@ -132,7 +132,7 @@ def test_a_claim_is_decided_only_outside_the_noise(
     results = {
         name: {"seeds": [{"validation": value} for value in values]} for name, values in (("a", ours), ("b", theirs))
     }
-    row = design_claims.judged(design_claims.Claim("a is better", "validation", "a", "b"), results)
+    row = design_claims.judge(design_claims.Claim("a is better", "validation", "a", "b"), results)
     assert row["verdict"] == verdict
     assert row["value"]["mean"] == pytest.approx(sum(ours) / len(ours) - sum(theirs) / len(theirs))
     if row["noise"] is not None:  # half the width of the 95% interval, Student's t with two degrees of freedom

@@ -140,7 +140,7 @@ def few_drawn_images() -> Iterator[None]:
 
 
 class Scene:
-    """The files that the calls name: a run for each optimiser, an export, a picture; made by the command line."""
+    """The files that the calls name: a run for each optimizer, an export, a picture; made by the command line."""
 
     def __init__(self, folder: Path) -> None:
         self.runs = {name: folder / "runs" / name for name in OPTIMIZERS}

@@ -32,12 +32,13 @@ ALLOWED = {  # room -> the rooms and modules of toolkit/ (or `models`) that it m
     "toolkit/doctor.py": (*BOTTOM, "inference", "data"),
     "toolkit/display.py": ("models", *BOTTOM, "recipes"),
     "toolkit/command_line.py": (*BOTTOM, "interrupt", "cores", "recipes"),
+    "toolkit/options.py": ("recipes",),
     "toolkit/demo.py": (),
 }
 EVERYTHING = {"toolkit/bench", "toolkit/weights"}  # `bench` and cli.py may import everything
 
 
-def imports_of(path: Path) -> set[str]:
+def list_imports(path: Path) -> set[str]:
     """Every module that a file imports, wherever in it, except for type checkers alone."""
     found: set[str] = set()
     nodes: list[ast.AST] = [ast.parse(path.read_text())]
@@ -54,7 +55,7 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-def files_of(part: str) -> list[Path]:
+def list_files(part: str) -> list[Path]:
     return [ROOT / part] if part.endswith(".py") else sorted((ROOT / part).rglob("*.py"))
 
 
@@ -62,10 +63,10 @@ def files_of(part: str) -> list[Path]:
 def test_rooms_import_only_what_they_may(room):
     itself = room.removesuffix(".py").replace("/", ".")
     allowed = [itself, *(name if name == "models" else f"toolkit.{name}" for name in ALLOWED[room])]
-    files = files_of(room)
+    files = list_files(room)
     assert files
     for path in files:
-        ours = {name for name in imports_of(path) if name.split(".")[0] in ("toolkit", "models", "cli")}
+        ours = {name for name in list_imports(path) if name.split(".")[0] in ("toolkit", "models", "cli")}
         for name in ours - {"toolkit.__version__"}:
             assert any(f"{name}.".startswith(f"{each}.") for each in allowed), (
                 f"{path.relative_to(ROOT)} imports {name}"
@@ -79,19 +80,19 @@ def test_every_room_has_its_rule():
 
 
 def test_inference_imports_no_heavy_library():
-    for path in files_of("toolkit/inference"):
-        top_level = {name.split(".")[0] for name in imports_of(path)}
+    for path in list_files("toolkit/inference"):
+        top_level = {name.split(".")[0] for name in list_imports(path)}
         assert not top_level & {"torch", "torchvision", "onnx", "rich", "matplotlib", "ray"}, path
 
 
 def test_every_file_says_its_subject_first():
     for path in [
         ROOT / "cli.py",
-        *files_of("toolkit"),
-        *files_of("models"),
-        *files_of("tests"),
-        *files_of("examples"),
-        *files_of("results"),
+        *list_files("toolkit"),
+        *list_files("models"),
+        *list_files("tests"),
+        *list_files("examples"),
+        *list_files("results"),
     ]:
         docstring = ast.get_docstring(ast.parse(path.read_text()))
         assert docstring, path
@@ -113,14 +114,48 @@ def test_predict_runs_without_torch(tmp_path):
     run_python(
         "import sys; sys.modules['torch'] = None; sys.modules['onnx'] = None\n"
         f"sys.argv = ['cifar', 'predict', {str(tmp_path / 'sky.png')!r}]; import cli\n"
-        "try: cli.main()\nexcept SystemExit as end: assert not end.code, end.code\n"
+        "try: cli.app()\nexcept SystemExit as end: assert not end.code, end.code\n"
         "assert not any(m.startswith(('toolkit.training', 'toolkit.deploy')) for m in sys.modules)"
     )
 
 
-def run_python(code: str) -> None:
-    import subprocess
+@pytest.mark.parametrize("more", [[], ["--out", "results"]], ids=["stdout", "--out"])
+def test_garbage_is_collected_during_prediction(more, tmp_path):
+    """`cifar predict` starts collection itself, once its modules are loaded."""
+    code = (
+        "import gc, sys\nfrom toolkit.inference import paths, pipeline\n"
+        "def expand(paths):\n    assert gc.isenabled()\n    sys.exit(7)\n"
+        f"paths.expand = pipeline.expand = expand\nsys.argv = {['cifar', 'predict', 'sky.png', *more]!r}\n"
+        "import cli; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 7
 
+
+def test_garbage_is_collected_during_other_commands():
+    code = (
+        "import gc, sys, typer\nfrom toolkit.command_line import command, run_app\napp = typer.Typer()\n"
+        "def show():\n    print(gc.isenabled())\n"
+        "command(show, group=app); sys.argv = ['x']; run_app(app)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "True\n"
+
+
+def test_predict_registers_no_exit_handler_that_matters(tmp_path):
+    """`cifar predict` ends without calling them (`toolkit.command_line.skip_cleanup`)."""
+    from PIL import Image
+
+    Image.new("RGB", (32, 32), "skyblue").save(tmp_path / "sky.png")
+    run_python(
+        "import atexit, sys; registered = []\n"
+        "atexit.register = lambda function, *args, **kwargs: registered.append(function.__module__)\n"
+        f"sys.argv = ['cifar', 'predict', {str(tmp_path / 'sky.png')!r}]; import cli\n"
+        "try: cli.app()\nexcept SystemExit as end: assert not end.code, end.code\n"
+        "assert set(registered) <= {'logging', 'PIL._imaging'}, registered"  # close log files; free memory
+    )
+
+
+def run_python(code: str) -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
 

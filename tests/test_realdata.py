@@ -23,7 +23,7 @@ pytestmark = [
 
 def test_an_epoch_of_real_training_learns(tmp_path: Path) -> None:
     """On small crops alone, which is quicker; ten classes, so one in ten would be right by chance."""
-    recipe = load_recipe("fast").replaced(
+    recipe = load_recipe("fast").replace(
         {"epochs": 1, "warmup_epochs": 0.2, "data_augmentation": {"small_crop_share": 1.0}}
     )
     run = create_run(recipe, stem="real", root=tmp_path)

@@ -1,4 +1,4 @@
-"""How functions become commands: shared options, flags of the recipe, errors as exit codes, output."""
+"""How functions become commands: --quiet, flags of the recipe, errors as exit codes, output."""
 
 import contextlib
 import functools
@@ -9,8 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 
@@ -20,44 +19,20 @@ from toolkit.errors import ToolkitError
 from toolkit.files import display
 from toolkit.interrupt import EXIT_CODE, end_on_signals
 from toolkit.recipes.recipe import recipe_keys
+from toolkit.reporting import is_silenced, silence
 
-Data = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        help="Folder of pictures, CSV file, folder with CIFAR, cifar10, cifar100 or demo. [default: $CIFAR_DATA, then "
-        "CIFAR-10 in the cache folder]",
-    ),
-]
-SkipDamaged = Annotated[bool, typer.Option("--skip-damaged", help="Continue without pictures that cannot be read.")]
-Runs = Annotated[Path, typer.Option("--runs", help="The folder of runs.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-MinAccuracy = Annotated[
-    float | None,
-    typer.Option(
-        "--min-accuracy", help="Required accuracy on the test set, in (0, 1]. [CIFAR-10: 0.91; own pictures: required]"
-    ),
-]
-Provider = Annotated[
-    Literal["auto", "cpu", "cuda", "tensorrt"], typer.Option("--provider", help="Where ONNX Runtime runs the model.")
-]
-GateProvider = Annotated[Literal["cpu", "cuda"], typer.Option("--provider", help="Where the gate runs the model.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
-Quick = Annotated[bool, typer.Option("--quick", help="One short round.")]
-BatchSizes = Annotated[list[int] | None, typer.Option("--batch-size", help="May be given more than once.")]
-On = Annotated[
-    str | None,
-    typer.Option("--on", help="Where to run: local (processes), ray, or the address of a Ray cluster."),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no notes on stderr; errors and progress remain.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors: no notes, no progress.")]
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
-quiet_notes = False  # set by --quiet
-
 
 def command(
-    function: Command, *, group: typer.Typer, name: str | None = None, handles_signals: bool = False
+    function: Command,
+    *,
+    group: typer.Typer,
+    name: str | None = None,
+    handles_signals: bool = False,
+    starts_collection: bool = False,
 ) -> Command:
     """Register a command of `group`: adds --quiet, and turns errors into a message and an exit code.
 
@@ -66,15 +41,16 @@ def command(
         group: where it is registered.
         name: by default the function's.
         handles_signals: whether the command itself ends in time on Ctrl-C and SIGTERM.
+        starts_collection: whether the command itself calls `start_collection`, once it has loaded its modules.
     """
 
     @functools.wraps(function)
     def run(*args: Any, quiet: bool = False, **kwargs: Any) -> None:
-        global quiet_notes
-        quiet_notes = quiet
         limit_spinning()
+        if not starts_collection:
+            start_collection()
         try:
-            with contextlib.nullcontext() if handles_signals else end_on_signals():
+            with silence(quiet), contextlib.nullcontext() if handles_signals else end_on_signals():
                 function(*args, **kwargs)
         except ToolkitError as error:
             print_error(str(error))
@@ -119,8 +95,8 @@ def format_default(value: Any) -> str:
 
 
 def note(text: str) -> None:
-    """Progress and notes go to stderr, unless --quiet; only results go to stdout."""
-    if not quiet_notes:
+    """Print a line on stderr, unless --quiet was given; only results go to stdout."""
+    if not is_silenced():
         typer.echo(display(text), err=True)
 
 
@@ -144,21 +120,35 @@ def run_app(app: typer.Typer) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
+    gc.disable()  # until `start_collection`
     try:
         app()
     except SystemExit as end:
-        if end.code == EXIT_CODE:
+        if end.code == EXIT_CODE or _without_cleanup:
             discard_output()
-            os._exit(EXIT_CODE)  # the interpreter's own end waits for all threads, and takes seconds with torch
+            os._exit(int(end.code or 0))  # the interpreter's own exit waits for all threads: seconds with torch
         raise
     except OSError as error:  # a full disk behind standard output, no room for a temporary file, ...
         with contextlib.suppress(OSError):
             print_error(str(error))
         discard_output()
         sys.exit(1)
-    finally:
-        if "torch" not in sys.modules:  # whose libraries report objects that are not collected
-            gc.freeze()  # skips the search for garbage at exit, a sixth of `cifar predict`
+
+
+def start_collection() -> None:
+    """Start garbage collection, which finds nothing in modules: to search them takes 10 ms of `cifar predict`."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
+_without_cleanup = False
+
+
+def skip_cleanup() -> None:
+    """Let `run_app` end the process without calling exit handlers or freeing objects, which takes 15 ms."""
+    global _without_cleanup
+    _without_cleanup = True
 
 
 def discard_output() -> None:

@@ -1,6 +1,27 @@
 """The commands of `cifar demo`: the whole pipeline on drawn pictures."""
 
+import shlex
+from collections.abc import Callable
 from pathlib import Path
+
+NEXT_COMMANDS = "  cifar train --recipe fast --val-size 0\n  cifar export model.onnx\n  cifar predict cat.png"
+
+
+def run_demo(folder: Path, *, run: Callable[[list[str]], int | None], echo: Callable[[str], object]) -> int:
+    """Run the commands one after the other, up to the first that fails; return the last exit code.
+
+    Args:
+        folder: for all files of the demo; a numbered one beside it if it exists.
+        run: runs one command with the given arguments and returns its exit code.
+        echo: prints each command line, and at the end the commands for CIFAR-10.
+    """
+    place = demo_folder(folder)
+    for arguments in demo_commands(place):
+        echo(f"\n$ cifar {shlex.join(arguments)}")
+        if exit_code := run(arguments):
+            return exit_code
+    echo(f"\nThat was the whole pipeline, on drawn pictures; all files are in {place}. On CIFAR-10:\n{NEXT_COMMANDS}")
+    return 0
 
 
 def demo_folder(folder: Path) -> Path:

@@ -1,4 +1,7 @@
-"""Terminal output: progress goes to stderr as it happens; results are returned as text for stdout."""
+"""Terminal output: progress goes to stderr as it happens; results are returned as text for stdout.
+
+Inside a block of `toolkit.reporting.silence` no progress is shown.
+"""
 
 import io
 import sys
@@ -15,6 +18,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -24,12 +28,13 @@ from rich.table import Table
 from rich.text import Text
 
 from toolkit.files import display
+from toolkit.reporting import Note, is_silenced
 
 if TYPE_CHECKING:
     from models.cost import Cost
     from toolkit.bench.result import BenchmarkResult
-    from toolkit.data.dataset import DataStatus
-    from toolkit.data.report import DataReport
+    from toolkit.cluster.prediction import PartsWritten
+    from toolkit.data.overview import DataOverview
     from toolkit.deploy.report import Report
     from toolkit.doctor import Finding
     from toolkit.evaluation.evaluate import SeedsMetrics
@@ -53,10 +58,16 @@ def output_width() -> int:
 
 
 def _stderr_console() -> Console:
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, quiet=is_silenced())
     if not console.is_terminal:
         console.width = FILE_WIDTH
     return console
+
+
+def _live_bar(console: Console, *columns: ProgressColumn) -> Progress:
+    """A bar that is shown on a terminal only, and removed at its end."""
+    disable = console.quiet or not console.is_terminal
+    return Progress(*columns, console=console, transient=True, expand=True, disable=disable)
 
 
 class TrainingDisplay:
@@ -72,10 +83,11 @@ class TrainingDisplay:
     """
 
     def __init__(self, recipe: "Recipe", *, epochs_done: int = 0, suggest_fast: bool = False) -> None:
-        from toolkit.recipes.schedule import crop_size_of
+        from toolkit.recipes.schedule import choose_crop_size
 
         self._epochs = recipe.epochs
-        self._costs = [crop_size_of(recipe, epoch) ** 2 for epoch in range(1, recipe.epochs + 1)]  # pixels per image
+        crop_sizes = [choose_crop_size(recipe, epoch) for epoch in range(1, recipe.epochs + 1)]
+        self._costs = [size**2 for size in crop_sizes]  # pixels per image, of each epoch
         self._epochs_done = epochs_done
         self._suggest_fast = suggest_fast
         self._estimated = False
@@ -83,9 +95,7 @@ class TrainingDisplay:
         self._first_done = self._last_done = 0  # images
         self._console = _stderr_console()
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[state]}"))
-        self._bar = Progress(
-            *columns, console=self._console, transient=True, expand=True, disable=not self._console.is_terminal
-        )
+        self._bar = _live_bar(self._console, *columns)
         self._task: TaskID = self._bar.add_task(self._epoch_name(), total=None, state="")
 
     def __enter__(self) -> "TrainingDisplay":
@@ -179,20 +189,21 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
+def data_callbacks(note: Note) -> Iterator[dict[str, Any]]:
+    """Yield the callbacks of `find_data` by name: `note`, and bars as `progress` and `on_pictures`."""
+    with download_bar() as progress, decoding_bar() as on_pictures:
+        yield {"note": note, "progress": progress, "on_pictures": on_pictures}
+
+
+@contextmanager
 def download_bar() -> Iterator[Callable[[str, int, int], None]]:
     """Yield a progress callback for a download: what is downloaded, bytes done, bytes in all.
 
     Shows nothing until the first call. Prints each name once, and a live bar on a terminal.
     """
     console = _stderr_console()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal)
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), DownloadColumn(), TransferSpeedColumn())
+    bar = _live_bar(console, *columns, TimeRemainingColumn())
     tasks: dict[str, TaskID] = {}
 
     def progress(name: str, done: int, total: int) -> None:
@@ -201,6 +212,34 @@ def download_bar() -> Iterator[Callable[[str, int, int], None]]:
             tasks[name] = bar.add_task("", total=total)
             bar.start()
         bar.update(tasks[name], completed=done)
+        if done == total:
+            bar.stop()
+
+    try:
+        yield progress
+    finally:
+        bar.stop()
+
+
+@contextmanager
+def decoding_bar() -> Iterator[Callable[[int, int], None]]:
+    """Yield a progress callback for decoding pictures: how many are done, of how many.
+
+    Shows nothing until the first call. Prints the number of pictures once, and a live bar on a terminal.
+    """
+    console = _stderr_console()
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = _live_bar(console, *columns)
+    tasks: list[TaskID] = []
+
+    def progress(done: int, total: int) -> None:
+        if not tasks:
+            console.print(f"Decoding {total:,} pictures, once: they are then kept in the cache folder")
+            tasks.append(bar.add_task("", total=total))
+            bar.start()
+        bar.update(tasks[0], completed=done, total=total)
+        if done == total:
+            bar.stop()
 
     try:
         yield progress
@@ -212,47 +251,22 @@ def download_bar() -> Iterator[Callable[[str, int, int], None]]:
 def jobs_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a progress callback for work in many places: how many of `unit` are done, and how many there are.
 
-    Shows a live bar on a terminal, and elsewhere a line for each tenth of the work.
+    Shows nothing until the first call; then a live bar on a terminal, and elsewhere a line for each tenth of the work.
     """
     console = _stderr_console()
     columns = (TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + unit), BarColumn(bar_width=None))
-    bar = Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, expand=True, disable=not console.is_terminal
-    )
-    task = bar.add_task("", total=None, visible=False)
+    bar = _live_bar(console, *columns, TimeRemainingColumn())
+    task = bar.add_task("", total=1)
     shown = -1
 
     def progress(done: int, total: int) -> None:
         nonlocal shown
-        bar.update(task, completed=done, total=total, visible=True)
+        bar.start()
+        bar.update(task, completed=done, total=total)
         tenths = 10 * done // max(total, 1)
         if not console.is_terminal and tenths > shown:
             shown = tenths
             console.print(f"{done:,} of {total:,} {unit}")
-
-    with bar:
-        yield progress
-
-
-@contextmanager
-def decoding_bar() -> Iterator[Callable[[int, int], None]]:
-    """Yield a progress callback for decoding pictures: how many are done, of how many.
-
-    Shows nothing until the first call. Prints the number of pictures once, and a live bar on a terminal.
-    """
-    console = _stderr_console()
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal)
-    tasks: list[TaskID] = []
-
-    def progress(done: int, total: int) -> None:
-        if not tasks:
-            console.print(f"Decoding {total:,} pictures, once: they are then kept in the cache folder")
-            tasks.append(bar.add_task("", total=total))
-            bar.start()
-        bar.update(tasks[0], completed=done, total=total)
-        if done == total:
-            bar.stop()
 
     try:
         yield progress
@@ -392,8 +406,9 @@ def doctor_lines(findings: "Sequence[Finding]") -> str:
     return _facts(facts)
 
 
-def data_lines(status: "DataStatus", report: "DataReport | None" = None) -> str:
-    """Format a data set: its folder and its files, then the pictures of each class and the remarks of the report."""
+def data_lines(overview: "DataOverview") -> str:
+    """Format a data set: its folder and its files, the pictures of each class, the remarks, the number of samples."""
+    status, report = overview.status, overview.report
     if status.folder is None:
         lines = ["demo: drawn on demand"]
     else:
@@ -406,7 +421,16 @@ def data_lines(status: "DataStatus", report: "DataReport | None" = None) -> str:
         header, *rows = report.rows()
         lines += ["", _table(header, rows)]
         lines += ["", *map(_wrap, map(display, report.notes))] if report.notes else []
+    if overview.samples:
+        lines.append(_wrap(f"{len(overview.samples)} sample pictures in {display(overview.samples[0].parent)}"))
     return "\n".join(lines)
+
+
+def parts_lines(written: "PartsWritten") -> str:
+    """Format the counts of a folder of predictions: parts, pictures and errors."""
+    kept = f", {written.kept} of them from before" if written.kept else ""
+    counts = f"{written.parts} parts{kept}; {written.pictures:,} pictures; {written.failure_count} errors"
+    return f"{display(written.folder)}: {counts}"
 
 
 def _table(

@@ -170,7 +170,7 @@ def require_writable(path: Path, *, suffix: str = "") -> None:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise ToolkitError(f"cannot write {shorten(str(path))}: {reason}") from error
     if exists and not path.is_file():
-        raise ToolkitError(f"cannot write {display(path)}: it exists and is no ordinary file")
+        raise ToolkitError(f"cannot write {display(path)}: it exists and is not an ordinary file")
     folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     try:
         if not folder.is_dir():
@@ -224,14 +224,14 @@ def _check_regular(name: str, status: os.stat_result, max_bytes: int) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise ToolkitError(f"{name}: is a folder, not a file")
     if not stat.S_ISREG(status.st_mode):
-        raise ToolkitError(f"{name}: is a {_kind_of(status.st_mode)}; only ordinary files are read")
+        raise ToolkitError(f"{name}: is a {_describe_kind(status.st_mode)}; only ordinary files are read")
     if status.st_size == 0:
         raise ToolkitError(f"{name}: is empty")
     if status.st_size > max_bytes:
         raise ToolkitError(f"{name}: has {status.st_size:,} bytes; at most {max_bytes:,} are read")
 
 
-def _kind_of(mode: int) -> str:
+def _describe_kind(mode: int) -> str:
     if stat.S_ISFIFO(mode):
         return "pipe (FIFO)"
     if stat.S_ISSOCK(mode):

@@ -1,8 +1,8 @@
-"""How a command ends on Ctrl-C and SIGTERM: by KeyboardInterrupt, and two seconds later in any case.
+"""End a command on Ctrl-C and SIGTERM: by KeyboardInterrupt, and by `os._exit` if that takes more than two seconds.
 
-Python raises KeyboardInterrupt once the main thread is back from native code, and exits once all threads are. A thread
-of this module learns of the signal at once, because the interpreter writes its number to a socket from the C handler.
-It needs Python's lock to act: native code that keeps the lock (hashing, parsing) is bounded by what is read at all.
+Python raises KeyboardInterrupt once the main thread returns from native code, and exits once all threads do. A thread
+of this module is notified at once: the interpreter's C handler writes the signal's number to a socket. The thread needs
+the GIL, so native code that holds the GIL (hashing, parsing) works on bounded input only.
 """
 
 import os
@@ -19,7 +19,7 @@ EXIT_CODE = 130
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _SHOW_CURSOR = "\x1b[?25h"
 
-_NOTICE_SECONDS = 0.2  # until the thread knows of a signal that the main thread knows of
+_NOTICE_SECONDS = 0.2  # by which the thread may be notified later than the main thread
 
 _descriptions: list[Callable[[], str]] = []
 _sockets: list[socket.socket] = []  # kept open
@@ -27,7 +27,7 @@ _sockets: list[socket.socket] = []  # kept open
 
 @contextmanager
 def describe_interrupt(describe: Callable[[], str]) -> Iterator[None]:
-    """Give the KeyboardInterrupt of the block a message: what is left, and how to resume."""
+    """Give the KeyboardInterrupt of the block a message, such as the progress so far and the command to resume."""
     _descriptions.append(describe)
     try:
         yield
@@ -39,9 +39,9 @@ def describe_interrupt(describe: Callable[[], str]) -> Iterator[None]:
 
 @contextmanager
 def end_on_signals() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt in the block, as Ctrl-C does; a second signal ends the process at once.
+    """Make SIGTERM raise KeyboardInterrupt in the block, as Ctrl-C does; a second signal ends the process at once.
 
-    Two seconds after the first one the process ends with exit code 130, whatever its threads are doing.
+    Two seconds after the first signal the process ends with exit code 130, whatever its threads are doing.
     """
     if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
         yield
@@ -56,7 +56,7 @@ def end_on_signals() -> Iterator[None]:
         yield
     finally:
         if signaled.wait(_NOTICE_SECONDS if isinstance(sys.exception(), KeyboardInterrupt) else 0):
-            _sockets.append(writer)  # the thread watches on: other threads may hold up the exit
+            _sockets.append(writer)  # keep watching: other threads may delay the exit
         else:
             signal.set_wakeup_fd(outer)
             signal.signal(signal.SIGTERM, handler)

@@ -1,11 +1,11 @@
-"""A Python process that calls functions for this one; its death is an error like any other.
+"""Call functions in another Python process, whose death raises an ordinary error.
 
     process = Process()
     process.call(math.sqrt, 2.0)
     process.stop()
 
 Unlike `multiprocessing`, it never imports the program's main module, so a script needs no `__main__` guard, and the
-death of one process leaves the others alone.
+death of one process does not affect the others.
 """
 
 import os
@@ -27,18 +27,18 @@ Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
 
 _LENGTH = struct.Struct("<Q")  # precedes each message, in bytes
-_LAST_WORDS = 4096  # bytes of the process's stderr that are searched for the reason of its death
+_STDERR_TAIL = 4096  # bytes at the end of the process's stderr that are searched for the reason of its death
 
 
 class ProcessDied(ToolkitError):
-    """The process ended before it answered; the message says how."""
+    """The process ended before it answered; the message gives its exit code or signal."""
 
 
 class Process:
-    """A process that calls one function at a time. It ends with this process, however this one ends.
+    """A process that calls one function at a time, and ends when this process ends, for whatever reason.
 
-    Its functions see the modules that this process would find. What they print is discarded. Ctrl-C does not reach it:
-    the owner stops it.
+    Functions are imported along the `sys.path` of this process. Their output is discarded. The process ignores Ctrl-C;
+    its owner calls `stop`.
 
     Args:
         environment: variables added to this process's own.
@@ -88,13 +88,13 @@ class Process:
                     cast(BinaryIO, stream).close()
 
     def _describe_end(self) -> str:
-        self._process.kill()  # one that has closed its output is of no use
+        self._process.kill()  # it may be alive with its output closed
         code = self._process.wait()
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         if self._errors.closed:
             return f"the process {self.pid} {how}"
         size = self._errors.seek(0, os.SEEK_END)
-        self._errors.seek(max(0, size - _LAST_WORDS))
+        self._errors.seek(max(0, size - _STDERR_TAIL))
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         return f"the process {self.pid} {how}" + (f": {lines[-1]}" if lines else "")
 
@@ -103,7 +103,7 @@ def serve_calls() -> None:
     """The main function of the process: answer calls until standard input ends, and then end at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what the functions print must not mix with the answers
+    os.dup2(2, 1)  # output of the functions must not mix with the answers
     calls: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive_calls, args=(calls,), daemon=True).start()
     while True:
@@ -111,7 +111,7 @@ def serve_calls() -> None:
 
 
 def _receive_calls(calls: "queue.SimpleQueue[bytes]") -> None:
-    """In a thread of its own, which notices the end of the calling process even during a call."""
+    """Run in a separate thread, which detects the end of the calling process even during a call."""
     with suppress(EOFError, OSError):
         while True:
             calls.put(_receive(sys.stdin.buffer))
@@ -136,7 +136,7 @@ def _send(stream: BinaryIO, content: bytes) -> None:
 
 
 def _receive(stream: BinaryIO) -> bytes:
-    """One message. Raises `EOFError` if the stream ends before it does."""
+    """Receive one message. Raises `EOFError` if the stream ends before its end."""
     header = stream.read(_LENGTH.size)
     if len(header) < _LENGTH.size:
         raise EOFError

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from models import build_model
-from tests.support.deploy import randomise, source_for, write_checkpoint
+from tests.support.deploy import randomize, source_for, write_checkpoint
 from tests.support.onnx_models import picture_model, saved
 from tests.support.onnx_models import tiny_model as tiny_onnx
 from toolkit.bench import deploy as benchmark
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """An ONNX file and a checkpoint."""
     folder = tmp_path_factory.mktemp("files")
-    network = randomise(build_model("resnet20"))
+    network = randomize(build_model("resnet20"))
     checkpoint = write_checkpoint(folder / "best.pt", network, source_for(network, test=1), model="resnet20")
     return saved(folder, tiny_onnx()), checkpoint
 

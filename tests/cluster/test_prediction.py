@@ -17,7 +17,7 @@ from tests.support.cluster import (
     rows_of,
     slow_pictures,
 )
-from tests.support.onnx_models import COLOURS, draw, saved, tiny_model
+from tests.support.onnx_models import COLORS, draw, saved, tiny_model
 from tests.support.serving import wait_until
 from tests.support.sources import ROOT
 from toolkit.cluster.local_engine import LocalEngine
@@ -36,7 +36,7 @@ def model(tmp_path_factory):
 def folder(tmp_path):
     """Ten pictures."""
     for number in range(10):
-        draw(tmp_path / f"pictures/{number:02}.png", [*COLOURS][number % 3])
+        draw(tmp_path / f"pictures/{number:02}.png", [*COLORS][number % 3])
     return tmp_path / "pictures"
 
 

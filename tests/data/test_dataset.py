@@ -361,7 +361,7 @@ class TestRealData:
         assert train.labels.bincount().tolist() == [5_000] * 10
         assert test.labels.bincount().tolist() == [1_000] * 10
 
-    def test_mean_and_std_are_those_that_normalise(self, train: Images) -> None:
+    def test_mean_and_std_are_those_that_normalize(self, train: Images) -> None:
         values = torch.arange(256, dtype=torch.float64) / 255
         for channel in range(3):
             counts = torch.bincount(train.images[:, channel].flatten(), minlength=256).double()

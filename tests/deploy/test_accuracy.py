@@ -11,7 +11,7 @@ def test_floors():
     assert choose_floor(0.5, data="pictures", val_accuracy=None) == 0.5
     with pytest.raises(UsageError, match="the validation accuracy of this model is 0.8125: give --min-accuracy"):
         choose_floor(None, data="pictures", val_accuracy=0.8125)
-    with pytest.raises(UsageError, match="no accuracy can be required of cifar100 without your choice: give"):
+    with pytest.raises(UsageError, match="cifar100 has no default for the required accuracy: give"):
         choose_floor(None, data="cifar100", val_accuracy=None)
 
 

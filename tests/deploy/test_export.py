@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from models import MODELS, build_model
-from tests.support.deploy import Case, blocky_images, randomise, tiny_case, tiny_model, torchvision_logits
+from tests.support.deploy import Case, blocky_images, randomize, tiny_case, tiny_model, torchvision_logits
 from tests.support.sources import ROOT, FixedSource
 from toolkit import __version__
 from toolkit.data.cifar import CLASS_NAMES
@@ -40,7 +40,7 @@ def run(model: onnx.ModelProto, images: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_keeps_parity_on_random_weights(name: str) -> None:
-    network = randomise(build_model(name))
+    network = randomize(build_model(name))
     model = build_graph(network)
     assert not {"BatchNormalization", "Range", "Gather"} & {node.op_type for node in model.graph.node}
     for batch in (1, 2, 7, 64):
@@ -54,7 +54,7 @@ def test_every_model_keeps_parity_on_random_weights(name: str) -> None:
 
 def test_float_input_keeps_parity_too() -> None:
     with tiny_model():
-        network = randomise(build_model("tiny"))
+        network = randomize(build_model("tiny"))
         model = build_graph(network, input_format="float-nchw")
     images = blocky_images(7, seed=0)
     logits, _ = run(model, images.numpy().astype(np.float32) / np.float32(255))
@@ -63,7 +63,7 @@ def test_float_input_keeps_parity_too() -> None:
 
 def test_the_network_is_left_as_it_is() -> None:
     with tiny_model():
-        network = randomise(build_model("tiny"))
+        network = randomize(build_model("tiny"))
     before = str(network), {name: value.clone() for name, value in network.state_dict().items()}
     build_graph(network)
     assert str(network) == before[0]
@@ -72,7 +72,7 @@ def test_the_network_is_left_as_it_is() -> None:
 
 def test_the_exporter_is_quiet_and_deterministic(capfd: pytest.CaptureFixture[str]) -> None:
     with tiny_model():
-        network = randomise(build_model("tiny"))
+        network = randomize(build_model("tiny"))
         first, second = build_graph(network), build_graph(network)
     assert capfd.readouterr() == ("", "")
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)

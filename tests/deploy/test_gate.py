@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,13 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from models import build_model
-from tests.support.deploy import randomise, source_for, tiny_model, write_checkpoint
+from tests.support.deploy import randomize, source_for, tiny_model, write_checkpoint
 from tests.support.sources import FixedSource
 from toolkit.data.images import Images
 from toolkit.deploy import Check, Rejected, Report, export_onnx, gate, verify
 from toolkit.deploy.batches import draw_batches
 from toolkit.deploy.gate import LIMITS, Gate, Limits
-from toolkit.deploy.graph import precision_of
+from toolkit.deploy.graph import detect_precision
 from toolkit.deploy.metadata import required_correct
 from toolkit.deploy.reference import RANDOM_COUNT, Reference, prepare_reference
 from toolkit.errors import ModelRejected, ToolkitError, UsageError
@@ -67,7 +67,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
 
 
 def made(folder: Path, *, name: str, test: int, wrong: int) -> Case:
-    network = randomise(build_model("tiny"))
+    network = randomize(build_model("tiny"))
     source = source_for(network, test=test, wrong=wrong, name=name)
     checkpoint = write_checkpoint(folder / "best.pt", network, source)
     report = export_onnx(checkpoint, folder / "model.onnx", data=source, min_accuracy=0.91)
@@ -198,8 +198,8 @@ def test_a_perturbed_weight_is_rejected(few: Case) -> None:
     assert "the limit is: at most 0.001" in rejected(few, content, "logits, random images")
 
 
-def test_swapped_colour_channels_are_rejected(few: Case) -> None:
-    """A model that is right for BGR images: first convolution and normalisation the other way round."""
+def test_swapped_color_channels_are_rejected(few: Case) -> None:
+    """A model that is right for BGR images: first convolution and normalization the other way round."""
 
     def swap(model: ModelProto) -> None:
         for tensor in model.graph.initializer:
@@ -369,8 +369,8 @@ def test_missing_metadata_are_rejected(few: Case) -> None:
 
 
 def test_unknown_metadata_are_rejected(few: Case) -> None:
-    content = changed(few, lambda model: model.metadata_props.add(key="cifar.licence", value="free"))
-    assert "has the metadata key 'cifar.licence'" in rejected(few, content, "contents")
+    content = changed(few, lambda model: model.metadata_props.add(key="cifar.license", value="free"))
+    assert "has the metadata key 'cifar.license'" in rejected(few, content, "contents")
     calibrated = changed(few, lambda model: model.metadata_props.add(key="cifar.calibration", value="{}"))
     assert "cifar.calibration is unknown" in rejected(few, calibrated, "metadata")  # a float32 model has none
 
@@ -379,6 +379,28 @@ def test_unknown_metadata_are_rejected(few: Case) -> None:
 def test_metadata_given_twice_are_rejected(few: Case) -> None:
     content = changed(few, lambda model: model.metadata_props.add(key="cifar.model", value="tiny"))
     assert "metadata key cifar.model twice" in rejected(few, content, "contents")
+
+
+def test_data_are_found_by_the_identity_in_the_file_which_is_read_once(few: Case, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(few.model.read_bytes())
+
+    def find(identity: Mapping[str, str]) -> FixedSource:
+        assert identity == few.reference.data
+        path.unlink()
+        return few.source
+
+    assert verify(path, data=find).passed
+
+
+def test_data_are_found_only_after_the_other_arguments_were_checked(few: Case, tmp_path: Path) -> None:
+    def find(identity: Mapping[str, str]) -> FixedSource:
+        raise AssertionError
+
+    with pytest.raises(UsageError, match="unknown opset 7"):
+        export_onnx(few.checkpoint, tmp_path / "model.onnx", data=find, opset=7)
+    with pytest.raises(UsageError, match="the minimum accuracy is 2"):
+        verify(few.model, data=find, min_accuracy=2)
 
 
 # The graph that the checkpoint gives
@@ -459,7 +481,7 @@ def test_a_dequantize_that_leads_nowhere_is_not_int8(few: Case) -> None:
         change_weight("network.linear.weight", lambda weight: weight * 50)(model)
 
     content = changed(few, dangle)
-    assert precision_of(onnx.load_from_string(content)) == "fp32"
+    assert detect_precision(onnx.load_from_string(content)) == "fp32"
     rejected(few, content, "contents")
 
 

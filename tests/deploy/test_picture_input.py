@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto
 from PIL import Image
 
 from models import build_model
-from tests.support.deploy import Case, randomise, tiny_case, tiny_model
+from tests.support.deploy import Case, randomize, tiny_case, tiny_model
 from toolkit.deploy import Rejected, export_onnx, graph, verify
 from toolkit.deploy.export import OPSETS, build_graph
 from toolkit.deploy.odd_pictures import draw_edges, draw_photograph, draw_pictures
@@ -57,7 +57,7 @@ def exported(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
 def test_pixels_are_those_of_the_picture_rule(opset: int) -> None:
     with tiny_model():
-        model = prepend_picture_input(build_graph(randomise(build_model("tiny")), opset=opset))
+        model = prepend_picture_input(build_graph(randomize(build_model("tiny")), opset=opset))
     assert graph.find_invalid(model.SerializeToString()) is None
     assert graph.describe_interface(model) == (
         "picture uint8 (height, width, 3) -> logits float32 (1, 10), probabilities float32 (1, 10)"

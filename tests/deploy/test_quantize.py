@@ -13,7 +13,7 @@ import torch
 from onnx import ModelProto, numpy_helper
 
 from models import ResNet, build_model
-from tests.support.deploy import Case, blocky_images, randomise, tiny_case, tiny_model, torchvision_logits
+from tests.support.deploy import Case, blocky_images, randomize, tiny_case, tiny_model, torchvision_logits
 from toolkit.data.images import Images
 from toolkit.deploy import Rejected, export_onnx, graph, verify
 from toolkit.deploy.comparison import find_difference
@@ -31,7 +31,7 @@ CALIBRATION = blocky_images(128, seed=4).permute(0, 2, 3, 1).contiguous().numpy(
 
 @pytest.fixture(scope="module")
 def network() -> ResNet:
-    return randomise(build_model("resnet20"))
+    return randomize(build_model("resnet20"))
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +72,11 @@ def same_contract(model: ModelProto) -> bool:
 def test_fp16_holds_the_network_in_half_the_bytes_and_nothing_else(fp32: ModelProto) -> None:
     model = to_fp16(fp32)
     assert same_contract(model)
-    assert graph.precision_of(model) == "fp16"
+    assert graph.detect_precision(model) == "fp16"
     assert model.ByteSize() < 0.52 * fp32.ByteSize()
     floats = {name: value.dtype for name, value in initializers(model).items() if value.dtype.kind == "f"}
-    normalisation = {name for node in model.graph.node if node.op_type in ("Mul", "Sub") for name in node.input}
-    assert {name for name, dtype in floats.items() if dtype == np.float32} <= normalisation | {_shift(model)}
+    normalization = {name for node in model.graph.node if node.op_type in ("Mul", "Sub") for name in node.input}
+    assert {name for name, dtype in floats.items() if dtype == np.float32} <= normalization | {_shift(model)}
     assert Counter(node.op_type for node in model.graph.node)["Cast"] == 3  # from uint8, to float16, to float32
 
 
@@ -102,7 +102,7 @@ def test_fp16_leaves_the_float32_graph_alone(fp32: ModelProto) -> None:
 def test_int8_has_the_form_of_its_target(fp32: ModelProto, expected: np.ndarray, target: str, dtype: type) -> None:
     model, made = to_int8(fp32, CALIBRATION, target=target)
     assert same_contract(model)
-    assert graph.precision_of(model) == "int8"
+    assert graph.detect_precision(model) == "int8"
     assert made == {"method": "minmax", "images": 128, "seed": 0, "target": target}
     assert model.ByteSize() < 0.35 * fp32.ByteSize()
 
@@ -125,15 +125,15 @@ def test_int8_has_the_form_of_its_target(fp32: ModelProto, expected: np.ndarray,
 def test_int8_leaves_no_layer_in_float_on_the_cpu(fp32: ModelProto, tmp_path: Path) -> None:
     model, _ = to_int8(fp32, CALIBRATION)
     options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    operators = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    operators = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
     assert operators["QLinearConv"] == 21
     assert operators["QLinearAdd"] == 9
     assert operators["QGemm"] == operators["QLinearAveragePool"] == 1
     assert operators["Conv"] == operators["Gemm"] == operators["Relu"] == 0
-    assert operators["Add"] == 1  # the normalisation
+    assert operators["Add"] == 1  # the normalization
 
 
 def test_int8_scales_whole_rows_of_pixels_with_the_same_values(fp32: ModelProto) -> None:
@@ -148,7 +148,7 @@ def test_int8_scales_whole_rows_of_pixels_with_the_same_values(fp32: ModelProto)
 @pytest.mark.parametrize("method", CALIBRATION_METHODS)
 def test_every_calibration_method_works_and_repeats(method: str, capfd: pytest.CaptureFixture[str]) -> None:
     with tiny_model():
-        network = randomise(build_model("tiny"))
+        network = randomize(build_model("tiny"))
         model = build_graph(network, input_format="float-nchw")
     first, made = to_int8(model, CALIBRATION, method=method)
     second, _ = to_int8(model, CALIBRATION, method=method)

@@ -15,7 +15,7 @@ import toolkit.files
 from tests.support.deploy import Case, tiny_case
 from tests.support.hostile import archive, contents, full_disk, linux, read_only, values_of_a_checkpoint
 from tests.support.onnx_models import draw, saved, tiny_model
-from tests.support.sources import ROOT, Done, FixedSource, coloured_source
+from tests.support.sources import ROOT, Done, FixedSource, colored_source
 from tests.support.training import train_epochs
 from toolkit.data.dataset import data_identity, find_data
 from toolkit.deploy import export_onnx
@@ -76,7 +76,7 @@ def test_no_checkpoint_fits_on_the_disk(cifar: Cifar, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["full", "read-only"])
 def test_the_disk_fills_while_training_and_the_run_goes_on_later(how: str, tmp_path: Path, recipe: Recipe) -> None:
-    source = coloured_source()
+    source = colored_source()
     whole = create_run(recipe, stem="whole", root=tmp_path)
     train_epochs(whole, source)
     run = create_run(recipe, stem="run", root=tmp_path)

@@ -31,8 +31,8 @@ from toolkit.data.dataset import data_identity, find_data
 from toolkit.inference.model_file import MAX_MODEL_BYTES, SHIPPED_MODEL
 from toolkit.inference.paths import expand
 from toolkit.recipes.recipe import load_recipe
-from toolkit.runs.archive import MAX_BYTES
 from toolkit.runs.folder import RunFolder
+from toolkit.runs.torch_file import MAX_BYTES
 
 pytestmark = [pytest.mark.hostile, posix]
 
@@ -147,7 +147,7 @@ def test_checkpoints_of_a_run_that_is_resumed(case: str, refused: Callable[..., 
     refused("train", "--resume", "run", "--data", "demo")
 
 
-def test_the_state_of_another_optimiser_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_the_state_of_another_optimizer_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
     recipe = load_recipe("demo")
     run = tmp_path / "runs" / "run"
     run.mkdir(parents=True)

@@ -23,7 +23,7 @@ from onnx import TensorProto
 
 from tests.support.hostile import archive, behind_a_group, fuzzing, little_memory, values_of_a_checkpoint, with_records
 from tests.support.onnx_models import tiny_model
-from tests.support.sources import coloured_source
+from tests.support.sources import colored_source
 from toolkit.deploy import verify
 from toolkit.errors import ToolkitError
 from toolkit.inference import open_model
@@ -243,7 +243,7 @@ CHANGES = [
     without_a_node, a_node_twice, another_version, another_property, another_tensor,
 ]  # fmt: skip
 SIZES = st.sampled_from([0, 1, 2, 3, 7, 10, 32, 100, 2**31 - 1, 2**31, 2**62, -1, -2, -(2**31)])
-SOURCE = coloured_source(train=20, test=20)
+SOURCE = colored_source(train=20, test=20)
 PIXELS = np.zeros((2, 32, 32, 3), np.uint8)
 
 

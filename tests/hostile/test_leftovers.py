@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.hostile import contents, linux, posix
-from tests.support.sources import ROOT, Done, coloured_source
+from tests.support.sources import ROOT, Done, colored_source
 from tests.support.training import train_epochs
 from toolkit.command_line import note
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import create_whole, replacing, require_writable
 from toolkit.inference.paths import expand
 from toolkit.recipes.recipe import Recipe
-from toolkit.runs.folder import RunFolder, create_run, newest_finished_run, open_run
+from toolkit.runs.folder import RunFolder, create_run, find_newest_finished_run, open_run
 from toolkit.runs.seeds import SeedRuns
 
 pytestmark = [pytest.mark.hostile, posix, pytest.mark.slow]
@@ -85,11 +85,11 @@ def current_umask() -> int:
 
 
 def test_a_run_that_was_killed_as_soon_as_its_folder_appeared_is_resumed(recipe: Recipe, tmp_path: Path) -> None:
-    recipe = recipe.replaced({"epochs": 1, "run": {"model": "m6"}})
+    recipe = recipe.replace({"epochs": 1, "run": {"model": "m6"}})
     create_run(recipe, stem="x", name="run", root=tmp_path)
     with pytest.raises(UsageError, match="choose another --name, or --resume .*run"):
         create_run(recipe, stem="x", name="run", root=tmp_path)
-    assert len(train_epochs(open_run("run", root=tmp_path), coloured_source(60, 10), resume=True)) == 1
+    assert len(train_epochs(open_run("run", root=tmp_path), colored_source(60, 10), resume=True)) == 1
 
 
 def test_two_processes_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_a_folder_that_is_not_yet_whole_is_no_run(tmp_path: Path) -> None:
         (temporary / "recipe.toml").write_text("")
         (temporary / "summary.json").write_text("{}")
         with pytest.raises(ToolkitError, match="no run in .* has finished"):
-            newest_finished_run(root=tmp_path)
+            find_newest_finished_run(root=tmp_path)
 
 
 # Names and places

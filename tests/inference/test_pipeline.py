@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.onnx_models import COLOURS, draw, picture_model, saved, tiny_model
+from tests.support.onnx_models import COLORS, draw, picture_model, saved, tiny_model
 from tests.support.scenes import save_formats
 from toolkit.data.cifar import CLASS_NAMES
 from toolkit.errors import ToolkitError, UsageError
@@ -43,7 +43,7 @@ def test_a_picture(classifier: Classifier, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
 def test_results_come_in_the_order_of_the_paths(classifier: Classifier, tmp_path: Path, batch_size: int) -> None:
-    names = [*COLOURS] * 7
+    names = [*COLORS] * 7
     paths = [draw(tmp_path / f"{i}.png", name) for i, name in enumerate(names)]
     results = list(classifier.stream(paths, batch_size=batch_size))
     assert [result.path for result in results] == paths
@@ -76,7 +76,7 @@ def test_batch_sizes_on_cpu_and_gpu(
         return probabilities(session, images)
 
     monkeypatch.setattr(pipeline, "_probabilities", recording)
-    pictures = [np.full((32, 32, 3), COLOURS[name], np.uint8) for name in [*COLOURS] * 30]
+    pictures = [np.full((32, 32, 3), COLORS[name], np.uint8) for name in [*COLORS] * 30]
     session = dataclasses.replace(classifier.session, provider=provider)
     results = list(pipeline.classify(session, pictures, workers=2, batch_size=20))
     assert [result.label for result in results if isinstance(result, Prediction)] == [*LABELS.values()] * 30
@@ -120,9 +120,9 @@ def test_options_out_of_range_are_usage_errors_at_once(classifier: Classifier, o
 
 
 def test_arrays_and_pillow_images(classifier: Classifier, tmp_path: Path) -> None:
-    red = np.full((32, 32, 3), COLOURS["red"], np.uint8)
-    green = np.full((50, 40, 3), COLOURS["green"], np.uint8)
-    blue = Image.new("RGBA", (99, 50), COLOURS["blue"])
+    red = np.full((32, 32, 3), COLORS["red"], np.uint8)
+    green = np.full((50, 40, 3), COLORS["green"], np.uint8)
+    blue = Image.new("RGBA", (99, 50), COLORS["blue"])
     path = draw(tmp_path / "x.png", "green")
     results = classifier.predict([red, green, blue, Path(path), np.stack([red, red])])
     assert [result.label for result in results] == [
@@ -137,7 +137,7 @@ def test_a_model_of_pictures_gets_them_whole_and_one_at_a_time(
     """Upright, over white, at their own sizes; the predictions are those of the uint8 form, but for rounding."""
     whole = Classifier(saved(tmp_path, picture_model()), "cpu", threads=2)
     files = save_formats(tmp_path / "pictures")
-    Image.new("RGB", (70, 50), COLOURS["green"]).save(tmp_path / "pictures" / "wide.png")
+    Image.new("RGB", (70, 50), COLORS["green"]).save(tmp_path / "pictures" / "wide.png")
     sources = [
         *files.values(),
         tmp_path / "pictures" / "wide.png",
@@ -205,12 +205,12 @@ def test_a_model_whose_outputs_are_not_finite(tmp_path: Path) -> None:
 
 
 def test_many_threads_share_a_classifier(classifier: Classifier, tmp_path: Path) -> None:
-    paths = {name: draw(tmp_path / f"{name}.png", name) for name in COLOURS}
+    paths = {name: draw(tmp_path / f"{name}.png", name) for name in COLORS}
 
     def work(name: str) -> list[str]:
         return [prediction.label for prediction in classifier.predict([paths[name]] * 20, batch_size=3)]
 
-    names = [*COLOURS] * 4
+    names = [*COLORS] * 4
     with ThreadPoolExecutor(6) as pool:
         for name, labels in zip(names, pool.map(work, names), strict=True):
             assert labels == [LABELS[name]] * 20

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.onnx_models import COLOURS, draw, saved, tiny_model
+from tests.support.onnx_models import COLORS, draw, saved, tiny_model
 from tests.support.sources import ROOT
 from toolkit.inference import Classifier, Failure, Prediction, pipeline, sharing
 from toolkit.inference.sharing import PredictionProcesses
@@ -26,7 +26,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("pictures")
-    return [draw(folder / f"{number:03}.png", [*COLOURS][number % 3]) for number in range(200)]
+    return [draw(folder / f"{number:03}.png", [*COLORS][number % 3]) for number in range(200)]
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_large_pictures_are_decoded_by_this_process(
     monkeypatch.setattr(sharing, "LARGE_PIXELS", 150 * 150)
     monkeypatch.setattr(sharing, "_session", classifier.session)
     large = tmp_path / "large.png"
-    Image.fromarray(np.full((151, 151, 3), COLOURS["green"], np.uint8)).save(large)
+    Image.fromarray(np.full((151, 151, 3), COLORS["green"], np.uint8)).save(large)
     results = sharing.predict_in_process([pictures[0], str(large)], 1)
     assert [result and result.label for result in results] == ["airplane", None]
 

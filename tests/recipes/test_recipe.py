@@ -10,7 +10,7 @@ from toolkit.errors import UsageError
 from toolkit.recipes.recipe import (
     DataAugmentation,
     Recipe,
-    Run,
+    RunSettings,
     load_recipe,
     parse_recipe,
     preset_names,
@@ -50,7 +50,7 @@ def test_every_key_survives_toml(tmp_path):
         lr_milestones=(3, 5),
         early_stopping=4,
         data_augmentation=DataAugmentation(random_crop=False, mixup_alpha=0.0),
-        run=Run(model="m6", seed=3, val_size=100, precision="bfloat16"),
+        run=RunSettings(model="m6", seed=3, val_size=100, precision="bfloat16"),
     )
     path = tmp_path / "recipe.toml"
     path.write_text(recipe.as_toml())
@@ -117,7 +117,7 @@ def test_no_such_recipe_names_the_presets():
 
 def test_a_schedule_that_is_left_takes_its_milestones_along():
     stepped = Recipe.from_dict({"lr_schedule": "step_decay", "lr_milestones": [75, 113]})
-    assert stepped.replaced({"lr_schedule": "linear"}).lr_milestones == ()
+    assert stepped.replace({"lr_schedule": "linear"}).lr_milestones == ()
 
 
 def test_a_byte_order_mark_is_passed_over(tmp_path):
@@ -126,7 +126,7 @@ def test_a_byte_order_mark_is_passed_over(tmp_path):
 
 
 def test_epochs_alone_may_be_changed():
-    assert load_recipe("reference").replaced({"epochs": 1}).epochs == 1
+    assert load_recipe("reference").replace({"epochs": 1}).epochs == 1
 
 
 def test_every_key_has_a_flag_with_the_right_type():
@@ -137,7 +137,7 @@ def test_every_key_has_a_flag_with_the_right_type():
 
 
 def test_every_field_is_a_key():
-    fields = [f.name for c in (Recipe, DataAugmentation, Run) for f in dataclasses.fields(c)]
+    fields = [f.name for c in (Recipe, DataAugmentation, RunSettings) for f in dataclasses.fields(c)]
     assert [key.name for key in recipe_keys()] == [n for n in fields if n not in ("data_augmentation", "run")]
     assert all(key.help for key in recipe_keys())
 

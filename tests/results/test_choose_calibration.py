@@ -11,7 +11,7 @@ import torch
 from models import build_model
 from results import choose_calibration
 from results.choose_calibration import HEADER, compare, format_line, split_as_trained
-from tests.support.deploy import CLASS_NAMES, blocky_images, randomise, tiny_model, torchvision_logits
+from tests.support.deploy import CLASS_NAMES, blocky_images, randomize, tiny_model, torchvision_logits
 from tests.support.sources import FixedSource
 from toolkit.data.dataset import data_identity, find_data
 from toolkit.data.images import Images
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 def checkpoint_for(source, *, model: str, val_size: int) -> Checkpoint:
-    weights = randomise(build_model(model)).state_dict()
+    weights = randomize(build_model(model)).state_dict()
     recipe = {"run": {"val_size": val_size}}
     identity = data_identity(source.name, source.train())
     return Checkpoint(model, {}, source.class_names, recipe, identity, 3, 0.5, weights)
@@ -37,7 +37,7 @@ def few_drawn_images(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_calibration_is_evaluated_on_validation_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose_calibration, "CALIBRATION_METHODS", ("percentile",))
     with tiny_model():
-        network = randomise(build_model("tiny"))
+        network = randomize(build_model("tiny"))
         images = blocky_images(400, seed=6)
         train = Images(images, torchvision_logits(network, images).argmax(1))
         source = FixedSource("blocks", None, CLASS_NAMES, train)  # no test images: reading them would fail

@@ -32,7 +32,7 @@ def test_trials_are_valid_recipe_changes():
         assert trial["what"]
         assert trial["decision"]
         if "speed" not in trial:
-            Recipe().replaced(trial["changes"])
+            Recipe().replace(trial["changes"])
             assert trial["base"] in (None, *preset_names(), *(other["what"] for other in trials))
             assert all(0 < accuracy < 1 for accuracy in trial["val_accuracy"])
             assert trial["seeds"] is None or len(trial["seeds"]) == len(trial["val_accuracy"])
@@ -83,5 +83,5 @@ def test_the_shipped_model_is_verified():
 def test_the_shipped_model_has_the_recipe_of_its_preset():
     (preset,) = (line["preset"] for line in read(RESULTS / "presets.json") if "toolkit/weights" in line["runs"])
     shipped = load_checkpoint(WEIGHTS / "checkpoint.pt")
-    assert Recipe.from_dict(shipped.recipe) == load_recipe(preset).replaced({"run": {"val_size": 0}})
+    assert Recipe.from_dict(shipped.recipe) == load_recipe(preset).replace({"run": {"val_size": 0}})
     assert shipped.epoch == load_recipe(preset).epochs

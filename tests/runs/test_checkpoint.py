@@ -19,7 +19,7 @@ def checkpoint(**changes) -> Checkpoint:
         "model_args": {"num_classes": 10, "dropout_rate": 0.3},
         "class_names": tuple("abcdefghij"),
         "recipe": {"epochs": 3, "run": {"seed": 0}},
-        "data": {"name": "coloured", "train_sha256": "0" * 64},
+        "data": {"name": "colored", "train_sha256": "0" * 64},
         "epoch": 3,
         "val_accuracy": 0.5,
         "weights": build_model("resnet20").state_dict(),

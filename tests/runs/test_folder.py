@@ -10,9 +10,9 @@ from toolkit.runs.folder import (
     RunFolder,
     create_run,
     find_checkpoint,
-    newest_finished_run,
+    find_newest_finished_run,
+    find_unfinished_run,
     open_run,
-    unfinished_run,
 )
 
 
@@ -40,17 +40,17 @@ def test_a_run_opens_by_name_and_by_path(tmp_path):
 
 def test_the_newest_finished_run(tmp_path):
     with pytest.raises(ToolkitError, match="no run in .* has finished: `cifar train` starts one"):
-        newest_finished_run(root=tmp_path)
+        find_newest_finished_run(root=tmp_path)
     first, second, third = (create_run(Recipe(), stem="a", root=tmp_path) for _ in range(3))
     for age, run in ((10, second), (20, first)):
         run.write_summary({"x": 1})
         os.utime(run.summary, (run.summary.stat().st_mtime - age,) * 2)
-    assert newest_finished_run(root=tmp_path) == second
+    assert find_newest_finished_run(root=tmp_path) == second
     notes = []
     first.write_summary({"data": {"name": "demo"}})
     os.utime(first.summary, (0, 0))
     third.last.touch()
-    assert newest_finished_run(data="demo", root=tmp_path, note=notes.append) == first
+    assert find_newest_finished_run(data="demo", root=tmp_path, note=notes.append) == first
     assert notes == [f"Using {first.path}, not the newer {third.path} (unfinished)"]
     with pytest.raises(ToolkitError, match="is unfinished: resume it with `cifar train --resume"):
         third.read_summary()
@@ -79,10 +79,10 @@ def test_a_target_is_a_file_or_the_best_checkpoint_of_a_run(tmp_path):
 
 
 def test_the_newest_run_of_a_stem_that_can_be_resumed(tmp_path):
-    assert unfinished_run("a", root=tmp_path) is None
+    assert find_unfinished_run("a", root=tmp_path) is None
     finished, unfinished, not_begun = (create_run(Recipe(), stem="a", root=tmp_path) for _ in range(3))
     for run in (finished, unfinished):
         run.last.touch()
     finished.write_summary({})
-    assert unfinished_run("a", root=tmp_path) == unfinished
+    assert find_unfinished_run("a", root=tmp_path) == unfinished
     assert not not_begun.last.exists()

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.sources import coloured_source
+from tests.support.sources import colored_source
 from tests.support.training import interrupt_after, run_all, same_weights, train_epochs, weights_of
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.evaluation.evaluate import evaluate, evaluate_seeds
 from toolkit.recipes.recipe import Recipe
-from toolkit.runs.checkpoint import identity_of, load_checkpoint
-from toolkit.runs.folder import create_run, newest_finished_run, open_run
+from toolkit.runs.checkpoint import identify_checkpoint, load_checkpoint
+from toolkit.runs.folder import create_run, find_newest_finished_run, open_run
 from toolkit.runs.seeds import begin_seeds, find_seeds, open_seeds, spread
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,7 @@ def short() -> Recipe:
 
 
 def train_rest(together, source, **options):
-    for run in together.unfinished():
+    for run in together.find_unfinished():
         train_epochs(run, source, resume=True, **options)
     return together.write_summary()
 
@@ -43,7 +43,7 @@ def train_rest(together, source, **options):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, short):
     """Three finished seeds, trained without interruption and without any test images; never changed by a test."""
-    source = dataclasses.replace(coloured_source(), test_images=None)
+    source = dataclasses.replace(colored_source(), test_images=None)
     together = begin_seeds(short, seeds=SEEDS, source=source, name="three", root=tmp_path_factory.mktemp("runs"))
     train_rest(together, source)
     return together
@@ -57,7 +57,7 @@ def without_times(summary):
 
 
 def test_each_seed_is_what_that_seed_gives_alone(tmp_path, source, short, trained):
-    alone, _ = run_all(short.replaced({"run": {"seed": 1}}), source, tmp_path)
+    alone, _ = run_all(short.replace({"run": {"seed": 1}}), source, tmp_path)
     run = trained.runs[1]
     assert run.recipe() == alone.recipe()
     assert same_weights(weights_of(run.last), weights_of(alone.last))
@@ -99,7 +99,7 @@ def test_the_summary_says_what_the_runs_say(trained):
 
 def test_what_differs_between_seeds_stands_with_each(tmp_path, source, short):
     """As where an interrupted training went on on another machine."""
-    together = begin_seeds(short.replaced({"epochs": 1}), seeds=2, source=source, name="two", root=tmp_path)
+    together = begin_seeds(short.replace({"epochs": 1}), seeds=2, source=source, name="two", root=tmp_path)
     train_rest(together, source)
     together.runs[1].write_summary(together.runs[1].read_summary() | {"device": "another machine"})
     summary = together.write_summary()
@@ -128,10 +128,10 @@ def test_interrupted_and_gone_on_with_is_as_uninterrupted(tmp_path, source, shor
 
 
 def test_more_seeds_may_be_asked_for_later_but_not_fewer(tmp_path, source, short):
-    short = short.replaced({"epochs": 1})
+    short = short.replace({"epochs": 1})
     train_rest(begin_seeds(short, seeds=1, source=source, name="x", root=tmp_path), source)
     together = begin_seeds(short, seeds=2, source=source, name="x", root=tmp_path)
-    assert [run.path.name for run in together.unfinished()] == ["seed1"]
+    assert [run.path.name for run in together.find_unfinished()] == ["seed1"]
     assert train_rest(together, source)["n"] == 2
     with pytest.raises(UsageError, match="has 2 seeds, and none may be left out"):
         begin_seeds(short, seeds=1, source=source, name="x", root=tmp_path)
@@ -139,34 +139,34 @@ def test_more_seeds_may_be_asked_for_later_but_not_fewer(tmp_path, source, short
 
 def test_a_changed_recipe_is_refused_and_named(tmp_path, source, short):
     begin_seeds(short, seeds=2, source=source, name="x", root=tmp_path)
-    changed = short.replaced({"epochs": 5, "data_augmentation": {"mixup_alpha": 0.0}})
+    changed = short.replace({"epochs": 5, "data_augmentation": {"mixup_alpha": 0.0}})
     with pytest.raises(UsageError, match=r"seed0 has another recipe \(epochs was 2, now 5, mixup_alpha was"):
         begin_seeds(changed, seeds=2, source=source, name="x", root=tmp_path)
-    begin_seeds(short.replaced({"run": {"seed": 3}}), seeds=2, source=source, name="x", root=tmp_path)  # no change
+    begin_seeds(short.replace({"run": {"seed": 3}}), seeds=2, source=source, name="x", root=tmp_path)  # no change
     run = open_seeds(tmp_path / "x").runs[1]
-    run.write_recipe(run.recipe().replaced({"learning_rate": 0.01}))
+    run.write_recipe(run.recipe().replace({"learning_rate": 0.01}))
     with pytest.raises(UsageError, match="seed1 has another recipe .learning_rate was 0.01, now 0.05"):
         begin_seeds(short, seeds=2, source=source, name="x", root=tmp_path)
 
 
 def test_other_data_are_refused(tmp_path, source, short):
     together = begin_seeds(short, seeds=2, source=source, name="x", root=tmp_path)
-    begin_seeds(short, seeds=2, source=coloured_source(train=210), name="x", root=tmp_path)  # nothing is trained yet
+    begin_seeds(short, seeds=2, source=colored_source(train=210), name="x", root=tmp_path)  # nothing is trained yet
     train_epochs(together.runs[0], source)
     with pytest.raises(ToolkitError, match="was trained on"):
-        begin_seeds(short, seeds=2, source=coloured_source(train=210), name="x", root=tmp_path)
+        begin_seeds(short, seeds=2, source=colored_source(train=210), name="x", root=tmp_path)
 
 
 def test_seeds_learn_from_one_teacher_which_the_summary_names(tmp_path, source, short, trained):
     teacher, another = (load_checkpoint(run.last) for run in trained.runs[:2])
-    taught = short.replaced({"distillation_weight": 0.5})
+    taught = short.replace({"distillation_weight": 0.5})
     together = begin_seeds(taught, seeds=2, source=source, name="x", root=tmp_path, teacher=teacher)
     train_epochs(together.runs[0], source, teacher=teacher)
     for other in (None, another):
         with pytest.raises(ToolkitError, match="seed0 has another teacher"):
             begin_seeds(taught, seeds=2, source=source, name="x", root=tmp_path, teacher=other)
     together = begin_seeds(taught, seeds=2, source=source, name="x", root=tmp_path, teacher=teacher)
-    assert train_rest(together, source, teacher=teacher)["teacher"] == identity_of(teacher)
+    assert train_rest(together, source, teacher=teacher)["teacher"] == identify_checkpoint(teacher)
 
 
 @pytest.mark.parametrize(("seeds", "name", "message"), [(0, "x", "from 1, not 0"), (2, "../x", "cannot name a run")])
@@ -195,7 +195,7 @@ def test_seeds_are_found_by_path_and_by_name_and_the_newest_run_may_be_one(train
     assert find_seeds("three", root=root) == find_seeds(str(trained.path), root=root) == trained
     assert find_seeds("three/seed0", root=root) is None
     assert find_seeds("nothing", root=root) is None
-    assert newest_finished_run(root=root) == trained.runs[-1]
+    assert find_newest_finished_run(root=root) == trained.runs[-1]
 
 
 def test_evaluation_is_that_of_each_seed(source, trained):
@@ -211,19 +211,19 @@ def test_evaluation_is_that_of_each_seed(source, trained):
 
 
 def test_on_all_images_the_last_epoch_is_evaluated_and_nothing_is_said_of_validation(tmp_path, source, short):
-    together = begin_seeds(short.replaced({"run": {"val_size": 0}}), seeds=2, source=source, name="all", root=tmp_path)
+    together = begin_seeds(short.replace({"run": {"val_size": 0}}), seeds=2, source=source, name="all", root=tmp_path)
     summary = train_rest(together, source)
     assert set(summary["figures"]) == {"train_accuracy", "train_loss", "training_seconds"}
     assert evaluate_seeds(together, source=source).epochs == (2, 2)
 
 
 def test_evaluation_leaves_no_seed_out_and_takes_no_stranger(tmp_path, source, short):
-    together = begin_seeds(short.replaced({"epochs": 1}), seeds=2, source=source, name="x", root=tmp_path)
+    together = begin_seeds(short.replace({"epochs": 1}), seeds=2, source=source, name="x", root=tmp_path)
     train_epochs(together.runs[0], source)
     with pytest.raises(ToolkitError, match=r"of the 2 seeds .* these are unfinished: seed1\. .*--resume .*seed1"):
         evaluate_seeds(open_seeds(tmp_path / "x"), source=source)
     other = together.runs[1]
-    other.write_recipe(other.recipe().replaced({"dropout_rate": 0.1}))
+    other.write_recipe(other.recipe().replace({"dropout_rate": 0.1}))
     train_epochs(other, source)
     with pytest.raises(ToolkitError, match="seed1 has another recipe .*: undo"):
         evaluate_seeds(together, source=source)

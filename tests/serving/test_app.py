@@ -30,8 +30,8 @@ def test_the_bytes_of_a_picture(server: Address, content_type: str | None) -> No
 
 def test_a_form_answers_as_cifar_predict_does(server: Address, model_file: Path, tmp_path: Path) -> None:
     files = {}
-    for name, colour in [("a.png", "red"), ("ü.png", "green"), ("c.png", "blue")]:
-        files[name] = picture(colour, (40, 36))
+    for name, color in [("a.png", "red"), ("ü.png", "green"), ("c.png", "blue")]:
+        files[name] = picture(color, (40, 36))
         (tmp_path / name).write_bytes(files[name])
     response = httpx.post(f"{server.url}/predict?top=3", files=[("any", (name, files[name])) for name in files])
     paths = [str(tmp_path / name) for name in files]
@@ -102,11 +102,11 @@ def test_another_type_is_415(server: Address, headers: dict[str, str], message: 
 @pytest.mark.parametrize(
     ("content_type", "content", "message"),
     [
-        ("multipart/form-data", b"", "the Content-Type multipart/form-data names no boundary"),
-        ("multipart/form-data; boundary=x", b"--y\r\n", "the body is no multipart/form-data with the boundary"),
+        ("multipart/form-data", b"", "the Content-Type multipart/form-data lacks a boundary"),
+        ("multipart/form-data; boundary=x", b"--y\r\n", "the body is not multipart/form-data with the boundary"),
         ("multipart/form-data; boundary=x", b"", "the multipart/form-data ends before its last boundary"),
         ("multipart/form-data; boundary=x", b"--x\r\n\r\nabc", "the multipart/form-data ends before its last boundary"),
-        ("multipart/form-data; boundary=" + "x" * 999, b"", "the body is no multipart/form-data with the boundary"),
+        ("multipart/form-data; boundary=" + "x" * 999, b"", "the body is not multipart/form-data with the boundary"),
         ("multipart/form-data; boundary=x", b"--x--\r\n", "the "),
     ],
 )

@@ -24,8 +24,8 @@ PNG = {"content-type": "image/png"}
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 
-def label(url: str, colour: str = "red") -> str:
-    response = httpx.post(f"{url}/predict", content=picture(colour), headers=PNG)
+def label(url: str, color: str = "red") -> str:
+    response = httpx.post(f"{url}/predict", content=picture(color), headers=PNG)
     assert response.status_code == 200
     answer: str = response.json()[0]["label"]
     return answer

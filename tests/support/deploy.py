@@ -31,8 +31,8 @@ def tiny_model() -> Iterator[None]:
         yield
 
 
-def randomise(network: ResNet, *, seed: int = 0) -> ResNet:
-    """Random weights and BatchNorm statistics, as no initialisation leaves them; in evaluation mode."""
+def randomize(network: ResNet, *, seed: int = 0) -> ResNet:
+    """Random weights and BatchNorm statistics, as no initialization leaves them; in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -52,7 +52,7 @@ def randomise(network: ResNet, *, seed: int = 0) -> ResNet:
 
 
 def blocky_images(count: int, *, seed: int) -> Tensor:
-    """Sixteen squares of random colours in each: unlike noise, these get different answers. uint8 (N, 3, 32, 32)."""
+    """Sixteen squares of random colors in each: unlike noise, these get different answers. uint8 (N, 3, 32, 32)."""
     squares = np.random.default_rng(seed).integers(0, 256, (count, 3, 4, 4), dtype=np.uint8)
     return torch.from_numpy(squares.repeat(8, axis=2).repeat(8, axis=3))
 
@@ -109,6 +109,6 @@ class Case:
 def tiny_case(folder: Path, *, test: int, doubtful: int = 0) -> Iterator[Case]:
     """A network named "tiny" with random weights, in `folder`, and `test` images whose labels are its answers."""
     with tiny_model():
-        network = randomise(build_model("tiny"))
+        network = randomize(build_model("tiny"))
         source = source_for(network, test=test, doubtful=doubtful)
         yield Case(write_checkpoint(folder / "best.pt", network, source), source)

@@ -1,4 +1,4 @@
-"""ONNX files of a few weights, and pictures of one colour that they tell apart."""
+"""ONNX files of a few weights, and pictures of one color that they tell apart."""
 
 import json
 from pathlib import Path
@@ -71,11 +71,11 @@ def external(tensor: onnx.TensorProto, location: str) -> None:
     tensor.external_data.add(key="location", value=location)
 
 
-COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}
+COLORS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}
 
 
-def draw(path: Path, colour: str = "red") -> str:
+def draw(path: Path, color: str = "red") -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        Image.new("RGB", (40, 36), COLOURS[colour]).save(file, "PNG")
+        Image.new("RGB", (40, 36), COLORS[color]).save(file, "PNG")
     return str(path)

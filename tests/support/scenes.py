@@ -9,10 +9,10 @@ ORIENTATION = 0x0112  # the EXIF tag
 
 
 def scene(width: int, height: int, *, seed: int = 0) -> Image.Image:
-    """Smooth colours with noise, a disc and a diagonal line: edges and textures at every size."""
+    """Smooth colors with noise, a disc and a diagonal line: edges and textures at every size."""
     generator = np.random.default_rng(seed)
-    colours = Image.fromarray(generator.integers(0, 256, (7, 9, 3), dtype=np.uint8))
-    smooth = np.asarray(colours.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    colors = Image.fromarray(generator.integers(0, 256, (7, 9, 3), dtype=np.uint8))
+    smooth = np.asarray(colors.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
     noisy = smooth + generator.integers(-12, 13, smooth.shape)
     image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(image)
@@ -26,7 +26,7 @@ def save_formats(folder: Path) -> dict[str, Path]:
     picture = scene(300, 300)
     faded = picture.convert("RGBA")
     faded.putalpha(Image.linear_gradient("L").resize(picture.size))
-    few_colours = [scene(160, 160, seed=seed).quantize(64) for seed in range(3)]
+    few_colors = [scene(160, 160, seed=seed).quantize(64) for seed in range(3)]
     on_its_side = Image.Exif()
     on_its_side[ORIENTATION] = 6
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,14 +34,14 @@ def save_formats(folder: Path) -> dict[str, Path]:
         "rgb.png": (picture, {}),
         "alpha.png": (faded, {}),
         "palette.png": (picture.quantize(64), {"transparency": 3}),
-        "grey16.png": (Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257), {}),
+        "gray16.png": (Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257), {}),
         "photo.jpg": (picture, {"quality": 80}),
         "rotated.jpg": (scene(240, 240), {"exif": on_its_side}),
         "cmyk.jpg": (picture.convert("CMYK"), {"quality": 90}),
         "lossless.webp": (picture, {"lossless": True}),
         "lossy.webp": (picture, {"quality": 80}),
         "alpha.webp": (faded, {}),
-        "animated.gif": (few_colours[0], {"save_all": True, "append_images": few_colours[1:], "duration": 100}),
+        "animated.gif": (few_colors[0], {"save_all": True, "append_images": few_colors[1:], "duration": 100}),
         "plain.bmp": (picture, {}),
     }
     for name, (image, options) in saved.items():

@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 from uvicorn import Server
 
-from tests.support.onnx_models import COLOURS
+from tests.support.onnx_models import COLORS
 from tests.support.sources import ROOT
 from toolkit.inference import open_model
 from toolkit.serving.app import create_app
@@ -29,9 +29,9 @@ from toolkit.serving.protocol import GuardedProtocol
 from toolkit.serving.server import make_config
 
 
-def picture(colour: str = "red", size: tuple[int, int] = (32, 32)) -> bytes:
+def picture(color: str = "red", size: tuple[int, int] = (32, 32)) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", size, COLOURS[colour]).save(file, "PNG")
+    Image.new("RGB", size, COLORS[color]).save(file, "PNG")
     return file.getvalue()
 
 

@@ -27,19 +27,19 @@ class FixedSource(DataSource):
         return self.test_images
 
 
-def coloured_images(count: int, *, seed: int) -> Images:
-    """Noise whose mean colour tells the class: learnable in a few steps. Classes are balanced."""
+def colored_images(count: int, *, seed: int) -> Images:
+    """Noise whose mean color tells the class: learnable in a few steps. Classes are balanced."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 10
-    colours = torch.randint(0, 256, (10, 3), generator=torch.Generator().manual_seed(7))
+    colors = torch.randint(0, 256, (10, 3), generator=torch.Generator().manual_seed(7))
     noise = torch.randint(-40, 41, (count, 3, 32, 32), generator=generator)
-    images = (colours[labels][:, :, None, None] + noise).clamp(0, 255).to(torch.uint8)
+    images = (colors[labels][:, :, None, None] + noise).clamp(0, 255).to(torch.uint8)
     return Images(images=images, labels=labels)
 
 
-def coloured_source(train: int = 200, test: int = 50) -> FixedSource:
+def colored_source(train: int = 200, test: int = 50) -> FixedSource:
     names = tuple(f"class{number}" for number in range(10))
-    return FixedSource("coloured", None, names, coloured_images(train, seed=0), coloured_images(test, seed=1))
+    return FixedSource("colored", None, names, colored_images(train, seed=0), colored_images(test, seed=1))
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ import contextlib
 import torch
 from torch import nn
 
-from tests.support.sources import coloured_images
+from tests.support.sources import colored_images
 from toolkit.recipes.recipe import Recipe
 from toolkit.runs.checkpoint import load_checkpoint
 from toolkit.runs.folder import create_run, open_run
-from toolkit.training.augment import padded
+from toolkit.training.augment import pad
 from toolkit.training.optimizers import make_optimizer
 from toolkit.training.step import TrainingStep
 from toolkit.training.trainer import train
@@ -90,8 +90,8 @@ def make_step(network=None, *, device="cpu", augmentation=PLAIN, batch_size=8, *
     network = network.to(device, memory_format=torch.channels_last)
     values = {"batch_size": batch_size, "learning_rate": 0.1, "data_augmentation": augmentation}
     recipe = Recipe.from_dict(values | options.pop("recipe", {}))
-    data = coloured_images(40, seed=0)
-    images = padded(data.images, recipe.data_augmentation.crop_padding).to(device)
+    data = colored_images(40, seed=0)
+    images = pad(data.images, recipe.data_augmentation.crop_padding).to(device)
     optimizer = make_optimizer(network, recipe)
     dtype = options.pop("dtype", torch.float32)
     return TrainingStep(

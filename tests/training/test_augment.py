@@ -7,7 +7,7 @@ from torchvision.transforms import functional as tv
 
 from toolkit.data.channels import normalize
 from toolkit.data.cifar import MEAN, STD
-from toolkit.training.augment import crop_and_flip, mixup, padded, random_erasing
+from toolkit.training.augment import crop_and_flip, mixup, pad, random_erasing
 
 
 def random_images(count: int) -> torch.Tensor:
@@ -34,7 +34,7 @@ def test_each_window_is_one_that_torchvision_makes_and_all_occur(padding, size):
     torch.manual_seed(0)
     draws = 40 * len(known)
     batch = crop_and_flip(
-        padded(image, padding),
+        pad(image, padding),
         torch.zeros(draws, dtype=torch.int64),
         size=size,
         random_crop=True,
@@ -52,7 +52,7 @@ def test_each_window_is_one_that_torchvision_makes_and_all_occur(padding, size):
 def test_without_crop_and_flip_the_images_come_back():
     images = random_images(10)
     order = torch.tensor([3, 1, 4, 1, 5])
-    batch = crop_and_flip(padded(images, 4), order, size=32, random_crop=False, horizontal_flip=False)
+    batch = crop_and_flip(pad(images, 4), order, size=32, random_crop=False, horizontal_flip=False)
     assert torch.equal(batch, images[order])
     assert batch.is_contiguous(memory_format=torch.channels_last)
 
@@ -61,7 +61,7 @@ def test_offsets_and_flips_differ_within_a_batch():
     torch.manual_seed(0)
     image = random_images(1)
     same = torch.zeros(64, dtype=torch.int64)
-    batch = crop_and_flip(padded(image, 4), same, size=32, random_crop=True, horizontal_flip=True)
+    batch = crop_and_flip(pad(image, 4), same, size=32, random_crop=True, horizontal_flip=True)
     assert len({window.contiguous().numpy().tobytes() for window in batch}) > 30
 
 

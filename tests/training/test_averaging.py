@@ -74,7 +74,7 @@ def test_on_cuda_captured_steps_average_as_eager_ones_do():
 
 
 def test_validation_and_both_checkpoints_are_of_the_averages(tmp_path, source, recipe):
-    run, records = run_all(recipe.replaced({"ema_decay": 0.5}), source, tmp_path)
+    run, records = run_all(recipe.replace({"ema_decay": 0.5}), source, tmp_path)
     last = load_checkpoint(run.last)
     assert not same_weights(last.weights, last.training["weights"])
     _, held_out = split_images(source.train(), 20)
@@ -92,7 +92,7 @@ def test_validation_and_both_checkpoints_are_of_the_averages(tmp_path, source, r
 
 @pytest.mark.parametrize("boundary", [0, 2])
 def test_resume_is_exact(tmp_path, source, recipe, boundary):
-    recipe = recipe.replaced({"ema_decay": 0.9})
+    recipe = recipe.replace({"ema_decay": 0.9})
     whole, records = run_all(recipe, source, tmp_path)
     run = create_run(recipe, stem="broken", root=tmp_path)
     if boundary:
@@ -104,7 +104,7 @@ def test_resume_is_exact(tmp_path, source, recipe, boundary):
 
 
 def test_without_averaging_a_checkpoint_holds_what_it_always_held(tmp_path, source, recipe):
-    run, _ = run_all(recipe.replaced({"epochs": 1}), source, tmp_path)
+    run, _ = run_all(recipe.replace({"epochs": 1}), source, tmp_path)
     values = torch.load(run.last, weights_only=True)
     assert set(values) == {
         "format", "model", "model_args", "class_names", "recipe", "data", "epoch", "val_accuracy", "weights",

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import build_model
-from tests.support.sources import ROOT, coloured_source
+from tests.support.sources import ROOT, colored_source
 from tests.support.training import (
     FakeGraphs,
     SmallNetwork,
@@ -23,7 +23,7 @@ from tests.support.training import (
 )
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.recipes.recipe import Recipe, load_recipe
-from toolkit.runs.checkpoint import identity_of, load_checkpoint, save_checkpoint
+from toolkit.runs.checkpoint import identify_checkpoint, load_checkpoint, save_checkpoint
 from toolkit.runs.folder import create_run
 from toolkit.training.distillation import distillation_loss, require_fitting
 
@@ -49,14 +49,14 @@ def teacher(tmp_path_factory):
     recipe = Recipe.from_dict(
         {"epochs": 1, "batch_size": 50, "run": {"val_size": 20, "precision": "float32", "model": "m6"}}
     )
-    run, _ = run_all(recipe, coloured_source(), tmp_path_factory.mktemp("teacher"))
+    run, _ = run_all(recipe, colored_source(), tmp_path_factory.mktemp("teacher"))
     return load_checkpoint(run.last)
 
 
 @pytest.fixture
 def student(recipe):
     """The recipe of `conftest`, with a teacher."""
-    return recipe.replaced(TEACHING)
+    return recipe.replace(TEACHING)
 
 
 def softmax(values, temperature):
@@ -137,11 +137,11 @@ def test_a_run_keeps_its_teacher_and_records_who_it_was(tmp_path, source, studen
     assert same_weights(kept.weights, teacher.weights)
     assert kept.training is None
     identity = run.read_summary()["teacher"]
-    assert identity == identity_of(teacher)
+    assert identity == identify_checkpoint(teacher)
     assert identity == load_checkpoint(run.best).teacher == load_checkpoint(run.last).teacher
     assert (identity["model"], identity["recipe"]) == ("m6", teacher.recipe)
     assert len(identity["weights_sha256"]) == 64
-    _, alone = run_all(student.replaced({"distillation_weight": 0.0}), source, tmp_path)
+    _, alone = run_all(student.replace({"distillation_weight": 0.0}), source, tmp_path)
     assert records[0].train_loss != alone[0].train_loss
 
 
@@ -156,7 +156,7 @@ def test_no_file_of_the_run_holds_a_path(tmp_path, source, student, teacher):
 
 @pytest.mark.parametrize(("boundary", "ema_decay"), [(0, 0.0), (2, 0.0), (1, 0.9)])
 def test_resume_is_exact_and_needs_no_teacher_to_be_named(tmp_path, source, student, teacher, boundary, ema_decay):
-    recipe = student.replaced({"ema_decay": ema_decay})
+    recipe = student.replace({"ema_decay": ema_decay})
     whole, records = run_all(recipe, source, tmp_path, teacher=teacher)
     run = create_run(recipe, stem="broken", root=tmp_path)
     if boundary == 0:
@@ -174,7 +174,7 @@ def test_a_run_that_was_stopped_before_anything_was_saved_takes_the_teacher_that
     with pytest.raises(ToolkitError, match=r"teacher\.pt is missing"):
         train_epochs(run, source, 1, resume=True)
     train_epochs(run, source, 1, resume=True, teacher=teacher)
-    assert identity_of(load_checkpoint(run.teacher)) == identity_of(teacher)
+    assert identify_checkpoint(load_checkpoint(run.teacher)) == identify_checkpoint(teacher)
 
 
 def begun(recipe, source, root, teacher):
@@ -210,9 +210,9 @@ def test_a_weight_without_a_teacher_and_the_reverse(recipe, student, teacher):
     (20, 20, True), (0, 0, True), (20, 0, True), (0, 20, False), (10, 20, False), (40, 20, False),
 ])  # fmt: skip
 def test_a_teacher_that_was_trained_on_validation_images_is_refused(student, teacher, teachers, students, fits):
-    trained = Recipe.from_dict(teacher.recipe).replaced({"run": {"val_size": teachers}})
+    trained = Recipe.from_dict(teacher.recipe).replace({"run": {"val_size": teachers}})
     candidate = dataclasses.replace(teacher, recipe=trained.as_dict())
-    recipe = student.replaced({"run": {"val_size": students}})
+    recipe = student.replace({"run": {"val_size": students}})
     if fits:
         require_fitting(candidate, recipe, teacher.class_names)
         return
@@ -224,8 +224,8 @@ def test_a_teacher_that_was_trained_on_validation_images_is_refused(student, tea
 def test_a_teacher_of_other_classes_or_other_data_is_refused(tmp_path, source, student, teacher):
     with pytest.raises(ToolkitError, match="the teacher knows the classes cat, dog, but these data have class0"):
         require_fitting(dataclasses.replace(teacher, class_names=("cat", "dog")), student, source.class_names)
-    with pytest.raises(ToolkitError, match="the teacher was trained on coloured .*but these data are coloured"):
-        run_all(student, coloured_source(train=210), tmp_path, teacher=teacher)
+    with pytest.raises(ToolkitError, match="the teacher was trained on colored .*but these data are colored"):
+        run_all(student, colored_source(train=210), tmp_path, teacher=teacher)
 
 
 def test_the_checksum_is_of_the_weights_and_of_nothing_else(teacher):
@@ -235,10 +235,10 @@ def test_the_checksum_is_of_the_weights_and_of_nothing_else(teacher):
         {"epoch": 99, "training": {"seconds": 1.0}},
         {"weights": {name: value.clone() for name, value in reversed(teacher.weights.items())}},
     ):
-        sums.add(identity_of(dataclasses.replace(teacher, **changes))["weights_sha256"])
+        sums.add(identify_checkpoint(dataclasses.replace(teacher, **changes))["weights_sha256"])
     assert len(sums) == 1
     other = build_model("m6").state_dict()
-    assert identity_of(dataclasses.replace(teacher, weights=other))["weights_sha256"] not in sums
+    assert identify_checkpoint(dataclasses.replace(teacher, weights=other))["weights_sha256"] not in sums
 
 
 def test_checkpoints_from_before_there_were_teachers_load():

@@ -122,7 +122,7 @@ def test_the_check_leaves_no_trace_in_the_run(optimizer):
     assert (notes, step.mode) == ([], "graph")
 
 
-def test_the_rate_reaches_the_optimiser_after_its_state_was_loaded():
+def test_the_rate_reaches_the_optimizer_after_its_state_was_loaded():
     """A state from a file brings a learning rate of its own; the next step must not use it."""
     step = make_step()
     step.optimizer.load_state_dict(copy.deepcopy(step.optimizer.state_dict()))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from models import build_model
-from tests.support.sources import ROOT, FixedSource, coloured_images, coloured_source
+from tests.support.sources import ROOT, FixedSource, colored_images, colored_source
 from tests.support.training import (
     interrupt_after,
     losses,
@@ -25,14 +25,14 @@ from tests.support.training import (
     train_epochs,
     weights_of,
 )
-from toolkit.data.channels import channel_statistics, normalize
+from toolkit.data.channels import compute_channel_statistics, normalize
 from toolkit.data.images import Images
 from toolkit.data.split import split_images
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.recipes.recipe import Recipe
-from toolkit.recipes.schedule import crop_size_of
+from toolkit.recipes.schedule import choose_crop_size
 from toolkit.runs.checkpoint import load_checkpoint
-from toolkit.runs.folder import create_run, newest_finished_run
+from toolkit.runs.folder import create_run, find_newest_finished_run
 from toolkit.training.optimizers import make_optimizer
 from toolkit.training.step import TrainingStep
 from toolkit.training.trainer import train
@@ -40,7 +40,7 @@ from toolkit.training.trainer import train
 
 def test_learns_and_fills_the_run_folder(tmp_path, source):
     recipe = Recipe.from_dict({"epochs": 6, "batch_size": 16, "run": {"val_size": 20, "precision": "float32"}})
-    run, records = run_all(recipe.replaced({"data_augmentation": {"mixup_alpha": 0.0}}), source, tmp_path)
+    run, records = run_all(recipe.replace({"data_augmentation": {"mixup_alpha": 0.0}}), source, tmp_path)
     assert records[-1].val_accuracy > 0.5  # chance is 0.1; 20 images leave much to rounding
     assert {p.name for p in run.path.iterdir()} == {
         ".lock", "recipe.toml", "metrics.jsonl", "best.pt", "last.pt", "summary.json", "curves.png", "confusion.png",
@@ -53,13 +53,13 @@ def test_learns_and_fills_the_run_folder(tmp_path, source):
     last = summary["last"]
     assert last["generalisation_gap"] == last["train_accuracy"] - last["val_accuracy"]
     assert load_checkpoint(run.best).epoch == summary["best"]["epoch"]
-    assert newest_finished_run(root=tmp_path) == run
+    assert find_newest_finished_run(root=tmp_path) == run
 
 
 def test_same_seed_same_run_and_another_seed_another(tmp_path, source, recipe):
     first, a = run_all(recipe, source, tmp_path)
     second, b = run_all(recipe, source, tmp_path)
-    third, c = run_all(recipe.replaced({"run": {"seed": 1}}), source, tmp_path)
+    third, c = run_all(recipe.replace({"run": {"seed": 1}}), source, tmp_path)
     assert losses(a) == losses(b) != losses(c)
     assert same_weights(weights_of(first.last), weights_of(second.last))
     assert not same_weights(weights_of(first.last), weights_of(third.last))
@@ -67,7 +67,7 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path, source, recipe):
 
 @pytest.mark.parametrize(("optimizer", "boundary"), [("SGD", 0), ("SGD", 1), ("SGD", 2), ("Adam", 1), ("Muon", 1)])
 def test_resume_is_exact_from_every_epoch_boundary(tmp_path, source, recipe, optimizer, boundary):
-    recipe = recipe.replaced({"optimizer": optimizer, "learning_rate": {"Adam": 1e-3}.get(optimizer, 0.05)})
+    recipe = recipe.replace({"optimizer": optimizer, "learning_rate": {"Adam": 1e-3}.get(optimizer, 0.05)})
     whole, records = run_all(recipe, source, tmp_path)
     run = create_run(recipe, stem="broken", root=tmp_path)
     if boundary == 0:  # interrupted in the first epoch
@@ -96,14 +96,14 @@ def test_metrics_of_an_epoch_that_will_be_repeated_are_dropped(tmp_path, source,
 def test_resume_refuses_other_data(tmp_path, source, recipe):
     run, _ = run_all(recipe, source, tmp_path)
     with pytest.raises(ToolkitError, match="was trained on"):
-        train_epochs(run, coloured_source(train=210), resume=True)
+        train_epochs(run, colored_source(train=210), resume=True)
 
 
 def test_resume_refuses_a_recipe_that_was_edited(tmp_path, source, recipe):
     """Another split would report validation images that the network was trained on."""
     run = create_run(recipe, stem="run", root=tmp_path)
     train_epochs(run, source, 1)
-    (run.path / "recipe.toml").write_text(recipe.replaced({"run": {"val_size": 10}}).as_toml())
+    (run.path / "recipe.toml").write_text(recipe.replace({"run": {"val_size": 10}}).as_toml())
     with pytest.raises(ToolkitError, match="recipe.toml differs from the recipe in last.pt: undo the change"):
         train_epochs(run, source, resume=True)
 
@@ -122,7 +122,7 @@ def test_resume_of_a_run_that_lost_its_last_checkpoint_begins_anew(tmp_path, sou
 
 def test_two_processes_do_not_train_one_run(tmp_path, source, recipe):
     run = create_run(recipe, stem="run", root=tmp_path)
-    with run.locked(), pytest.raises(ToolkitError, match="another process is training in"):
+    with run.lock(), pytest.raises(ToolkitError, match="another process is training in"):
         train_epochs(run, source)
     assert len(train_epochs(run, source)) == 3
 
@@ -152,11 +152,11 @@ def test_last_checkpoint_is_there_before_the_first_step(tmp_path, source, recipe
 
 
 def test_each_training_image_is_seen_once_an_epoch_and_no_validation_image(tmp_path, recipe, monkeypatch):
-    """The images are recognised by what the step is given: no augmentation, a label for each image."""
+    """The images are recognized by what the step is given: no augmentation, a label for each image."""
     numbers = torch.arange(100)
-    images = numbers.to(torch.uint8)[:, None, None, None].expand(100, 3, 32, 32).contiguous()  # grey level = number
-    source = FixedSource("greys", None, tuple("abcdefghij"), Images(images=images, labels=numbers % 10))
-    recipe = recipe.replaced({"run": {"val_size": 10}, "batch_size": 32})
+    images = numbers.to(torch.uint8)[:, None, None, None].expand(100, 3, 32, 32).contiguous()  # gray level = number
+    source = FixedSource("grays", None, tuple("abcdefghij"), Images(images=images, labels=numbers % 10))
+    recipe = recipe.replace({"run": {"val_size": 10}, "batch_size": 32})
     _, held_out = split_images(source.train(), 10)
     seen = []
     original = TrainingStep.__call__
@@ -177,11 +177,11 @@ def test_each_training_image_is_seen_once_an_epoch_and_no_validation_image(tmp_p
 
 def test_test_labels_and_images_change_nothing(tmp_path, recipe):
     """A run on data without any test images, and one on data with permuted test labels, come out the same."""
-    train_images, test = coloured_images(200, seed=0), coloured_images(50, seed=1)
+    train_images, test = colored_images(200, seed=0), colored_images(50, seed=1)
     permuted = Images(images=test.images, labels=test.labels.flip(0))
     runs = []
     for test_images in (None, test, permuted):
-        source = FixedSource("coloured", None, tuple("abcdefghij"), train_images, test_images)
+        source = FixedSource("colored", None, tuple("abcdefghij"), train_images, test_images)
         runs.append(run_all(recipe, source, tmp_path))
     for run, records in runs[1:]:
         assert losses(records) == losses(runs[0][1])
@@ -189,7 +189,7 @@ def test_test_labels_and_images_change_nothing(tmp_path, recipe):
 
 
 def test_validation_size_zero_trains_on_all_and_keeps_the_last_epoch(tmp_path, source, recipe):
-    run, records = run_all(recipe.replaced({"run": {"val_size": 0}}), source, tmp_path)
+    run, records = run_all(recipe.replace({"run": {"val_size": 0}}), source, tmp_path)
     summary = run.read_summary()
     assert (summary["train_images"], summary["val_images"]) == (200, 0)
     assert records[-1].val_accuracy is None
@@ -200,14 +200,14 @@ def test_validation_size_zero_trains_on_all_and_keeps_the_last_epoch(tmp_path, s
 
 
 def test_early_stopping_ends_after_the_patience(tmp_path, source, recipe):
-    recipe = recipe.replaced({"epochs": 50, "early_stopping": 2, "learning_rate": 0.0})
-    run, records = run_all(recipe, source, tmp_path)  # nothing is learnt: BatchNorm's statistics alone move
+    recipe = recipe.replace({"epochs": 50, "early_stopping": 2, "learning_rate": 0.0})
+    run, records = run_all(recipe, source, tmp_path)  # nothing is learned: BatchNorm's statistics alone move
     best = run.read_summary()["best"]["epoch"]
     assert len(records) == best + 2 < 50
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_boundary(tmp_path, source, recipe):
-    recipe = recipe.replaced({"learning_rate": 1e6, "lr_schedule": "linear", "warmup_epochs": 0})
+    recipe = recipe.replace({"learning_rate": 1e6, "lr_schedule": "linear", "warmup_epochs": 0})
     run = create_run(recipe, stem="run", root=tmp_path)
     with pytest.raises(ToolkitError, match="loss of epoch 1 is not finite.*Try a learning rate below"):
         train_epochs(run, source)
@@ -235,7 +235,7 @@ def test_against_a_plain_loop(tmp_path, source, optimizer, rate):
     _, records = run_all(recipe, source, tmp_path)
 
     images, labels = source.train().images, source.train().labels
-    images = normalize(images, statistics=channel_statistics(images))
+    images = normalize(images, statistics=compute_channel_statistics(images))
     torch.manual_seed(5 << 20)
     network = build_model("resnet20", dropout_rate=0.0)
     decay = [p for p in network.parameters() if p.ndim > 1]
@@ -275,13 +275,13 @@ def test_weight_decay_acts_on_convolution_and_linear_weights_alone():
 
 
 def test_bfloat16_trains_too(tmp_path, source, recipe):
-    _, records = run_all(recipe.replaced({"epochs": 1, "run": {"precision": "bfloat16"}}), source, tmp_path)
+    _, records = run_all(recipe.replace({"epochs": 1, "run": {"precision": "bfloat16"}}), source, tmp_path)
     assert 0 < records[0].train_loss < 5
 
 
 def test_crop_size_grows_at_the_share_of_the_epochs():
     recipe = Recipe.from_dict({"epochs": 10, "data_augmentation": {"small_crop_size": 24, "small_crop_share": 0.3}})
-    assert [crop_size_of(recipe, epoch) for epoch in (1, 3, 4, 10)] == [24, 24, 32, 32]
+    assert [choose_crop_size(recipe, epoch) for epoch in (1, 3, 4, 10)] == [24, 24, 32, 32]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -310,4 +310,4 @@ def test_summary_is_plain_json_without_paths(tmp_path, source, recipe):
     run, _ = run_all(recipe, source, tmp_path)
     text = run.summary.read_text()
     assert str(tmp_path) not in text
-    assert json.loads(text)["data"]["name"] == "coloured"
+    assert json.loads(text)["data"]["name"] == "colored"

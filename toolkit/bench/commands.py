@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from toolkit import command_line
-from toolkit.command_line import BatchSizes, Data, Device, Json, Quick, SkipDamaged, note, print_result
+from toolkit.command_line import note, print_result
 from toolkit.files import require_writable
+from toolkit.options import BatchSizes, Data, Device, Json, Model, Quick, SkipDamaged
 
 bench = typer.Typer(
     help="Time training, prediction and deployment on this machine.", no_args_is_help=True, rich_markup_mode=None
@@ -31,7 +32,7 @@ def bench_train(
 
 @bench_command(name="predict")
 def bench_predict(
-    model: Annotated[str | None, typer.Option(help="ONNX file. [default: as for `cifar predict`]")] = None,
+    model: Model = None,
     pictures: Annotated[int | None, typer.Option(help="Pictures in the folder. [default: 10000]")] = None,
     quick: Quick = False,
     json_output: Json = False,

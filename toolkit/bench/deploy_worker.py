@@ -76,7 +76,7 @@ def import_torch(options: dict[str, Any]) -> Callable[[], Call]:
     """The checkpoint's network with the preprocessing and the outputs of an exported file."""
     import torch
 
-    from toolkit.deploy.export import Deployed
+    from toolkit.deploy.export import DeployedNetwork
     from toolkit.device import use_available_cores
     from toolkit.runs.checkpoint import load_checkpoint
 
@@ -85,7 +85,7 @@ def import_torch(options: dict[str, Any]) -> Callable[[], Call]:
 
     def start() -> Call:
         checkpoint = load_checkpoint(Path(options["file"]))
-        network = Deployed(checkpoint.network(), statistics=checkpoint.statistics, input_format="uint8-nhwc")
+        network = DeployedNetwork(checkpoint.network(), statistics=checkpoint.statistics, input_format="uint8-nhwc")
         network.eval().to(device)
         network.to(memory_format=torch.channels_last)
         forward = torch.compile(network, dynamic=False) if options["kind"] == "compiled" else network

@@ -108,10 +108,10 @@ class BenchmarkResult:
     def tables(self) -> Iterator[tuple[tuple[str, ...], list[list[str]]]]:
         """Headings and rows of each table. One with a batch size has a row for each timing, else for each side."""
         for columns in TABLES[self.benchmark]:
-            pairs = self._timed() if "batch" in columns else [(result, None) for result in self.results]
+            pairs = self._pair_timings() if "batch" in columns else [(result, None) for result in self.results]
             yield columns, [[COLUMNS[name](result, timing) for name in columns] for result, timing in pairs]
 
-    def _timed(self) -> list[tuple[Result, Timing | None]]:
+    def _pair_timings(self) -> list[tuple[Result, Timing | None]]:
         """Every timing with its side: all sides at one batch size, then at the next."""
         pairs = [(result, timing) for result in self.results for timing in result.timings]
         sizes = list(dict.fromkeys(timing.batch_size for _, timing in pairs))

@@ -50,7 +50,7 @@ def make_toolkit_trainer(options: dict[str, Any]) -> Trainer:
     """The toolkit's step, driven as `toolkit.training.trainer` does."""
     from toolkit.device import keep_freed_memory, let_cudnn_choose, use_available_cores
     from toolkit.recipes.recipe import Recipe
-    from toolkit.training.augment import padded
+    from toolkit.training.augment import pad
     from toolkit.training.optimizers import make_optimizer
     from toolkit.training.step import TrainingStep
 
@@ -71,7 +71,7 @@ def make_toolkit_trainer(options: dict[str, Any]) -> Trainer:
         network,
         make_optimizer(network, recipe),
         recipe=recipe,
-        images=padded(images, recipe.data_augmentation.crop_padding).to(device),
+        images=pad(images, recipe.data_augmentation.crop_padding).to(device),
         labels=torch.randint(0, CLASSES, (options["images"],)).to(device),
         dtype=getattr(torch, options["precision"]),
         mode=options["step"],

@@ -1,7 +1,7 @@
-"""What can run anywhere: a job is a function of plain values that may be run twice. Nothing here knows an engine.
+"""Jobs and engines: a job is a function of plain values, an engine runs jobs in processes or on machines.
 
-A job reads its input from shared storage and leaves its result there under the final name only when it is complete.
-So a job whose process or machine died is run again, and a job that was finished has nothing left to do.
+A job reads its input from shared storage, and renames its complete result there to the final name. It can therefore be
+repeated: after its process or machine died it runs again, and a finished job returns at once.
 """
 
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -35,7 +35,7 @@ class Outcome:
 
     Attributes:
         name: of the job.
-        error: why it failed for good; None if its result is on disk.
+        error: the reason of the failure; None if the result is on disk.
     """
 
     name: str
@@ -46,7 +46,7 @@ Outcomes = Generator[Outcome, None, None]
 
 
 class Engine(Protocol):
-    """Runs jobs somewhere."""
+    """Runs jobs, in other processes or on other machines."""
 
     def run(self, jobs: Iterable[Job], *, on_wait: Callable[[], object] = ignore) -> Outcomes:
         """Yield the outcome of each job as it ends, in any order; no job that fails ends another.
@@ -54,14 +54,14 @@ class Engine(Protocol):
         Closing the iterator, and an exception such as KeyboardInterrupt, stop all jobs that are running.
 
         Args:
-            jobs: taken as they can be run, so that their number costs no memory.
+            jobs: consumed as they can be run, so that memory does not grow with their number.
             on_wait: called about once a second.
         """
         ...
 
 
 def run_job(job: Job) -> Outcome:
-    """Run a job in this process. An error becomes its outcome, and is not taken for the death of a process."""
+    """Run a job in this process. An error becomes its outcome, distinct from the death of a process."""
     try:
         job.function(**job.arguments)
     except ToolkitError as error:

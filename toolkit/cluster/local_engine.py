@@ -45,7 +45,7 @@ class LocalEngine:
 
 
 class _Workers:
-    """A process for each thread that asks for one; a dead one is replaced."""
+    """A process for each thread, started at its first job; a dead one is replaced."""
 
     def __init__(self, environment: Mapping[str, str], retries: int) -> None:
         self._environment, self._retries = environment, retries
@@ -68,7 +68,7 @@ class _Workers:
         return Outcome(job.name, f"{died}, {1 + self._retries} times")
 
     def stop(self) -> None:
-        """Kill all processes; start no more."""
+        """Kill all processes, and do not start others."""
         with self._lock:
             self._stopped = True
             for process in self._processes:

@@ -1,12 +1,12 @@
 """The folder that `cifar predict --out` fills: a plan of parts, and a file for each part.
 
-    plan.json          what is predicted, how, and where each part begins in the list
+    plan.json          the options, and the offset of each part in the list
     pictures.jsonl     the list of all pictures, a JSON string a line
     model.onnx         a copy of the model
     part-00000.csv     the predictions of the first part, in the order of the list; complete as soon as it exists
     errors-00000.jsonl its pictures that could not be read, if any: {"path": ..., "error": ...}
 
-The list is written once, so that a picture is in the same part however often the command is repeated.
+The list is written once, so that a repeated command puts each picture into the same part.
 """
 
 import hashlib
@@ -76,12 +76,12 @@ class PartsFolder:
         return self.path / f"errors-{number:05}.jsonl"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Create the folder and lock it. Raises `ToolkitError` if another command is filling it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock", timeout=0)
-            lock.acquire()
+            file_lock = FileLock(self.path / ".lock", timeout=0)
+            file_lock.acquire()
         except Timeout as error:
             raise ToolkitError(f"another command is predicting into {display(self.path)}: wait for it") from error
         except OSError as error:
@@ -89,7 +89,7 @@ class PartsFolder:
         try:
             yield
         finally:
-            lock.release()
+            file_lock.release()
 
     def remove_leftovers(self) -> None:
         """Remove temporary files of processes that were killed while writing; none may be running."""
@@ -150,7 +150,7 @@ def read_plan(folder: PartsFolder) -> Plan:
         return replace(Plan(**values), offsets=tuple(values["offsets"]))
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise ToolkitError(
-            f"{display(folder.plan)} is no plan of `cifar predict --out`: choose another folder"
+            f"{display(folder.plan)} is not a plan of `cifar predict --out`: choose another folder"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""A folder of pictures in parts, as jobs: each predicts its part of the list into one file."""
+"""Predict many pictures in parts: each job predicts one part of the list into one file."""
 
 import contextlib
 import functools
@@ -42,8 +42,12 @@ class PartsWritten:
     missing: tuple[Failure, ...]
     unreadable: tuple[Path, ...]
 
+    @functools.cached_property
+    def failure_count(self) -> int:
+        return sum(1 for _ in self.failures())
+
     def failures(self) -> Iterator[str]:
-        """The errors of all pictures that have no prediction."""
+        """The errors of all pictures without a prediction."""
         yield from (failure.error for failure in self.missing)
         for path in self.unreadable:
             with path.open(encoding="utf-8") as file:
@@ -63,8 +67,7 @@ def predict_to_folder(
 ) -> PartsWritten:
     """Predict every picture that `paths` name, each into exactly one part file of the folder `out`.
 
-    Finished parts are kept, so the command that was interrupted is simply repeated. The files are described in
-    `toolkit.cluster.parts`.
+    Finished parts are kept: repeat an interrupted command to resume it. `toolkit.cluster.parts` describes the files.
 
     Args:
         engine: where the parts are predicted, each on one processor core.
@@ -79,7 +82,7 @@ def predict_to_folder(
     Raises:
         UsageError: an option is out of range; a path is standard input.
         ToolkitError: `out` holds other parts; parts failed, the others are finished; a file cannot be written.
-        KeyboardInterrupt: interrupted; its message says what is kept.
+        KeyboardInterrupt: interrupted; its message gives the number of pictures that are done.
     """
     named = list(paths)
     if STDIN in named:
@@ -90,7 +93,7 @@ def predict_to_folder(
     check_options(batch_size=1, top=top, class_count=len(open_model(path, provider="cpu", threads=1).class_names))
     folder = PartsFolder(out.absolute())
     missing: list[Failure] = []
-    with folder.locked():
+    with folder.lock():
         folder.remove_leftovers()
         pictures = _without_failures(expand(named), missing)
         plan = begin_plan(
@@ -110,7 +113,7 @@ def predict_to_folder(
 
 
 def _working_folder(paths: Iterable[PathLike]) -> str:
-    """The current folder, or one that every machine has where it does not matter."""
+    """Return the current folder; the root, which every machine has, if all paths are absolute."""
     current = Path.cwd()
     return current.anchor if all(Path(path).is_absolute() for path in paths) else str(current)
 
@@ -126,7 +129,7 @@ def _without_failures(sources: Iterable[str | Failure], failures: list[Failure])
 def _run_parts(engine: Engine, folder: PartsFolder, plan: Plan, finished: set[int], progress: Progress) -> None:
     numbers = [number for number in range(len(plan.offsets)) if number not in finished]
     failures: list[Outcome] = []
-    done = sum(_pictures_in(plan, number) for number in finished)
+    done = sum(_count_pictures(plan, number) for number in finished)
     progress(done, plan.pictures)
     try:
         with contextlib.closing(engine.run(part_job(folder, plan, number) for number in numbers)) as outcomes:
@@ -134,7 +137,7 @@ def _run_parts(engine: Engine, folder: PartsFolder, plan: Plan, finished: set[in
                 if outcome.error is not None:
                     failures.append(outcome)
                 else:
-                    done += _pictures_in(plan, int(outcome.name.removeprefix("part ")))
+                    done += _count_pictures(plan, int(outcome.name.removeprefix("part ")))
                     progress(done, plan.pictures)
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(
@@ -148,7 +151,7 @@ def _run_parts(engine: Engine, folder: PartsFolder, plan: Plan, finished: set[in
         )
 
 
-def _pictures_in(plan: Plan, number: int) -> int:
+def _count_pictures(plan: Plan, number: int) -> int:
     return min(plan.part_size, plan.pictures - number * plan.part_size)
 
 
@@ -158,7 +161,7 @@ def part_job(folder: PartsFolder, plan: Plan, number: int) -> Job:
         "folder": str(folder.path),
         "number": number,
         "offset": plan.offsets[number],
-        "count": _pictures_in(plan, number),
+        "count": _count_pictures(plan, number),
         "working_folder": plan.working_folder,
         "format": plan.format,
         "top": plan.top,
@@ -196,6 +199,6 @@ def predict_part(
 
 @functools.lru_cache(maxsize=1)
 def _open_once(model: Path) -> Session:
-    """The session of this process, which predicts many parts."""
+    """Open the session of this process once, for all its parts."""
     warnings.simplefilter("ignore")  # Pillow's, about damaged pictures
     return open_model(model, provider="cpu", threads=1)

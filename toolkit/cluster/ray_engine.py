@@ -14,7 +14,7 @@ from toolkit.files import display
 from toolkit.reporting import ignore
 
 CONNECT_SECONDS = 10.0
-IN_FLIGHT = 1000  # jobs that Ray knows at a time: enough for it to see what is waiting, however many there are
+IN_FLIGHT = 1000  # jobs submitted to Ray at a time: enough for its scheduler, and bounded in memory
 
 
 class RayEngine:
@@ -48,7 +48,7 @@ class RayEngine:
         ray = self._ray
         run_remotely = ray.remote(**self._options)(run_job)
         remaining = iter(jobs)
-        names: dict[Any, str] = {}  # of the jobs that Ray knows
+        names: dict[Any, str] = {}  # of the submitted jobs
         try:
             while True:
                 for job in islice(remaining, IN_FLIGHT - len(names)):
@@ -73,7 +73,7 @@ class RayEngine:
 
 def _connect(address: str | None) -> Any:
     """Connect to the cluster and return the module `ray`."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of this machine alone reports to nobody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of this machine alone sends no statistics
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -92,7 +92,7 @@ def _connect(address: str | None) -> Any:
             address, error, hint="if it requires a token, set RAY_AUTH_MODE=token and copy ~/.ray/auth_token; "
         ) from error
     finally:
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own ends the process without a word
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler ends the process without a message
     return ray
 
 

@@ -1,9 +1,10 @@
-"""Seeds of one recipe as jobs: each is trained in its run folder, and resumed wherever it is run again."""
+"""Train the seeds of one recipe as jobs: each in its run folder, resumed by whichever process runs it again."""
 
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from toolkit.cluster.engines import open_training_engine
 from toolkit.cluster.jobs import Engine, Job, Outcome, describe_failures
 from toolkit.data import cifar
 from toolkit.data.dataset import DataSource, find_data
@@ -16,8 +17,25 @@ from toolkit.training.step import StepMode
 from toolkit.training.tensorboard import tensorboard_log
 from toolkit.training.trainer import train
 
-# How long a job waits for the lock of its run: the process of a machine that was lost ends soon after.
+# How long a job waits for the lock of its run: a lost machine may still hold it for a while.
 LOCK_SECONDS = 60.0
+
+
+def train_on_engine(
+    options: LaunchOptions,
+    runs: Sequence[RunFolder],
+    source: DataSource,
+    *,
+    progress: Progress = ignore,
+    note: Note = ignore,
+) -> None:
+    """Train runs as `train_seeds`, on the engine that `options.on` names.
+
+    Raises:
+        UsageError, ToolkitError: as `open_training_engine` and `train_seeds`.
+    """
+    engine = open_training_engine(options.on or "local", device=options.device, gpu_share=options.gpu_share)
+    train_seeds(engine, runs, source=source, options=options, progress=progress, note=note)
 
 
 def train_seeds(

@@ -1,4 +1,4 @@
-"""Read the pickled files of CIFAR-10 and CIFAR-100, once: the bytes whose MD5 is checked are those unpickled."""
+"""Read the pickled files of CIFAR-10 and CIFAR-100, each once: the checked bytes are the unpickled ones."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ _ARRAY_PARTS = {
 
 
 class _Reader(pickle.Unpickler):
-    """Builds arrays, text, bytes, lists, numbers and dictionaries; nothing else can be named."""
+    """Allow only arrays, text, bytes, lists, numbers and dictionaries; any other name raises `UnpicklingError`."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ARRAY_PARTS:
@@ -34,10 +34,10 @@ class _Reader(pickle.Unpickler):
 
 
 def read_pickle(path: Path, md5: str) -> dict[str, Any]:
-    """Read a file whose MD5 is known.
+    """Read a pickled dictionary whose MD5 is known.
 
     Raises:
-        ToolkitError: no regular file, another MD5, or anything but plain values and arrays in it.
+        ToolkitError: not a regular file, a different MD5, or contents other than plain values and arrays.
     """
     with open_regular(path, max_bytes=MAX_BYTES) as file:
         content = file.read(MAX_BYTES)
@@ -49,7 +49,7 @@ def read_pickle(path: Path, md5: str) -> dict[str, Any]:
     except Exception as error:  # an unpickler raises nearly everything
         raise ToolkitError(f"{display(path)}: cannot be read: {error!r:.200}") from error
     if not isinstance(values, dict):
-        raise ToolkitError(f"{display(path)}: holds no dictionary")
+        raise ToolkitError(f"{display(path)}: does not hold a dictionary")
     return values
 
 
@@ -68,7 +68,7 @@ def read_batch(path: Path, md5: str, *, labels: str, classes: int) -> tuple[NDAr
     values = read_pickle(path, md5)
     pixels, numbers = values.get("data"), values.get(labels)
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
-        raise ToolkitError(f"{display(path)}: holds no images of 32x32 pixels")
+        raise ToolkitError(f"{display(path)}: does not hold images of 32x32 pixels")
     if not isinstance(numbers, list) or not all(type(number) is int and 0 <= number < classes for number in numbers):
         raise ToolkitError(f"{display(path)}: its labels are not numbers from 0 to {classes - 1}")
     if len(numbers) != len(pixels):

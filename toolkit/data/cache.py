@@ -27,10 +27,10 @@ _BLOCK = 2**22  # bytes read or checked at a time
 
 
 def load_or_build(listing: Listing, folder: Path, build: Callable[[], Pictures], *, note: Note) -> Pictures:
-    """The decoded pictures of a listing: from the cache entry in `folder`, else from `build`, which makes the entry.
+    """Return the decoded pictures of a listing, from the cache entry in `folder`; `build` and write a missing entry.
 
     When several processes need the same entry, one builds it and the others wait for it. A damaged entry is rebuilt.
-    Where the folder cannot be written, the pictures are decoded all the same, and a note says so.
+    If the folder cannot be written, the pictures are decoded without caching, and a note gives the reason.
     """
     path = folder / f"{_prefix(listing)}-{_key(listing)[:16]}.pictures"
     try:
@@ -54,12 +54,12 @@ def load_or_build(listing: Listing, folder: Path, build: Callable[[], Pictures],
 
 
 def _key(listing: Listing) -> str:
-    """Of the files and of what decodes them: another Pillow may decode a JPEG file to other pixels."""
+    """Digest of the files and of the version of Pillow: another version may decode a JPEG file to other pixels."""
     return sha256(f"{listing.key} {PIL.__version__}".encode()).hexdigest()
 
 
 def _prefix(listing: Listing) -> str:
-    """The same for every state of one folder."""
+    """The part of the file name that is the same for every state of one folder."""
     return sha256(str(listing.root).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -76,7 +76,7 @@ def _write(path: Path, listing: Listing, pictures: Pictures) -> None:
     arrays = [pictures.pixels, pictures.digests, pictures.small]
     checksum = 0
     for array in arrays:
-        checksum = _update_checksum(checksum, _bytes_of(array))
+        checksum = _update_checksum(checksum, _view_bytes(array))
     header = {
         "key": _key(listing),
         "count": len(pictures),
@@ -87,11 +87,11 @@ def _write(path: Path, listing: Listing, pictures: Pictures) -> None:
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(_MAGIC + json.dumps(header).encode() + b"\n")
         for array in arrays:
-            file.write(_bytes_of(array))
+            file.write(_view_bytes(array))
 
 
 def _read(path: Path, listing: Listing, note: Note) -> Pictures | None:
-    """None where there is no entry, or only a damaged one."""
+    """Return the cached pictures; None if the entry is missing or damaged."""
     if not path.exists():
         return None
     try:
@@ -111,7 +111,7 @@ def _read_entry(file: BinaryIO, listing: Listing) -> Pictures:
     pictures = Pictures.empty(len(listing))
     checksum = 0
     for array in (pictures.pixels, pictures.digests, pictures.small):
-        target = _bytes_of(array)
+        target = _view_bytes(array)
         if cast("io.BufferedReader", file).readinto(target) != len(target):
             raise ValueError("incomplete")
         checksum = _update_checksum(checksum, target)
@@ -131,7 +131,7 @@ def _errors_persist(listing: Listing, pictures: Pictures) -> bool:
     return len(decode_pictures(paths).errors) == len(paths)
 
 
-def _bytes_of(array: "np.ndarray[Any, Any]") -> memoryview:
+def _view_bytes(array: "np.ndarray[Any, Any]") -> memoryview:
     return array.view(np.uint8).reshape(-1).data
 
 
@@ -142,7 +142,7 @@ def _update_checksum(checksum: int, data: memoryview) -> int:
 
 
 def _remove_older(path: Path, listing: Listing) -> None:
-    """Earlier states of the same folder are not needed again."""
+    """Remove the entries of earlier states of the same folder."""
     for other in path.parent.glob(f"{_prefix(listing)}-*.pictures"):
         if other != path:
             other.unlink(missing_ok=True)

@@ -26,17 +26,17 @@ _GIVEN = {"cifar10": CIFAR10_STATISTICS, "demo": CIFAR10_STATISTICS}  # the draw
 _IMAGES_PER_STEP = 4096
 
 
-def statistics_of(source_name: str, images: Tensor) -> ChannelStatistics:
+def choose_channel_statistics(source_name: str, images: Tensor) -> ChannelStatistics:
     """The statistics by which a network trained from scratch normalizes: the published ones of CIFAR-10, else computed.
 
     Args:
         source_name: of the data set.
         images: the training images, uint8 (N, 3, H, W), N at least 1.
     """
-    return _GIVEN.get(source_name) or channel_statistics(images)
+    return _GIVEN.get(source_name) or compute_channel_statistics(images)
 
 
-def channel_statistics(images: Tensor) -> ChannelStatistics:
+def compute_channel_statistics(images: Tensor) -> ChannelStatistics:
     """Mean and standard deviation of each channel over all pixels, scaled to [0, 1]; the latter at least 1/255.
 
     Computed from exact integer histograms, so the result does not depend on threads or on the order of the images.

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from toolkit.data.listing import SPLIT_NAMES, UNSPLIT, ListedFile, Listing, Problem, file_of, make_listing
+from toolkit.data.listing import SPLIT_NAMES, UNSPLIT, ListedFile, Listing, Problem, make_listed_file, make_listing
 from toolkit.errors import ToolkitError
 from toolkit.files import display, open_regular, shorten
 
@@ -29,7 +29,7 @@ def list_csv(path: Path) -> Listing:
             raise ToolkitError(f"{name}, line {line}: the path {shorten(picture)} leaves the folder of the CSV file")
         full = os.path.join(root, picture)
         try:
-            files.append(file_of(root, full, label, split, os.stat(full)))
+            files.append(make_listed_file(root, full, label, split, os.stat(full)))
         except (OSError, ValueError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or error
             problems.append(Problem(picture, f"{display(full)}: cannot be read: {reason} ({name}, line {line})"))
@@ -39,7 +39,7 @@ def list_csv(path: Path) -> Listing:
 
 
 def _read_rows(path: Path, name: str) -> Iterator[tuple[int, tuple[str, str, int]]]:
-    """Line number, and path, label and split code of each row."""
+    """Yield the line number, and path, label and split code of each row."""
     csv.field_size_limit(_MAX_FIELD)
     with open_regular(path, max_bytes=MAX_BYTES) as file:
         reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
@@ -76,7 +76,7 @@ def _parse_row(header: list[str], row: list[str], where: str) -> tuple[str, str,
 
 
 class _Folders:
-    """Which paths stay within a folder; resolves every parent folder once."""
+    """Decide whether paths stay within a folder; each parent folder is resolved once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

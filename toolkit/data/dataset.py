@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,9 @@ class DataStatus:
         return dataclasses.asdict(self) | {"folder": folder, "complete": self.complete}
 
 
+FindData = Callable[[Mapping[str, str]], DataSource]  # from the identity that a model records; may fetch the data
+
+
 def cache_folder() -> Path:
     """The default folder for downloaded and decoded data: `cifar` in the platform's cache folder."""
     if folder := os.environ.get("XDG_CACHE_HOME"):
@@ -165,7 +168,7 @@ def find_data(
         skip_damaged: continue without pictures that cannot be read.
         progress: receives the progress of a download (see `toolkit.data.download.Progress`).
         on_pictures: receives the number of decoded pictures, and of all.
-        note: receives one line for each damaged picture, and for what else the user should know.
+        note: receives one line for each damaged picture and each remark.
 
     Raises:
         ToolkitError: the data were not found, are unusable, or the download failed.
@@ -294,13 +297,13 @@ def write_samples(source: DataSource, folder: Path, *, per_class: int = 1) -> li
 
 
 def _as_file_name(class_name: str) -> str:
-    """A class name from a CSV file may hold slashes, and characters that Windows does not allow."""
+    """Replace slashes, and characters that Windows does not allow: a CSV file may name classes freely."""
     return re.sub(r'[\\/:*?"<>|]', "_", class_name).lstrip(".") or "class"
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Which data set is meant, where its files are (None: drawn), and the origin of the choice."""
+    """The requested data set, the place of its files (None: drawn), and the origin of the choice."""
 
     name: str
     path: Path | None
@@ -318,7 +321,7 @@ def _locate(data: str | None) -> _Place:
 
 
 def _locate_cifar(which: cifar.Cifar, variable: str | None) -> _Place:
-    """By its name: in the folder of `$CIFAR_DATA` where that holds it, else in the cache folder."""
+    """Locate it in the folder of `$CIFAR_DATA` if that holds it, else in the cache folder."""
     if variable and variable != DEMO and variable not in cifar.BY_NAME:
         folder = cifar.folder_that_holds(which, Path(variable))
         if (folder / which.archive.folder).is_dir():
@@ -356,7 +359,7 @@ def _missing_message(place: _Place, missing: list[str]) -> str:
     if not path.is_dir():
         found = "is not a folder" if path.exists() else "does not exist"
     elif len(missing) == len(which.archive.files):
-        found = f"has no {which.archive.folder}/ with the {which.title} files"
+        found = f"does not hold {which.archive.folder}/ with the {which.title} files"
     else:
         found = f"lacks {', '.join(missing)} in {which.archive.folder}/"
     return (

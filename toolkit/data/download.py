@@ -92,7 +92,7 @@ def fetch(
     partial = folder / f".{archive.folder}.tar.gz.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / f".{archive.folder}.lock", archive, progress):
+        with _lock(folder / f".{archive.folder}.lock", archive, progress):
             if _is_complete(archive, folder):  # another process held the lock and downloaded it
                 return
             _download(archive, partial, limits, progress)
@@ -117,7 +117,7 @@ def _state(path: Path, md5: str) -> str:
         return "unreadable"
 
 
-def _locked(path: Path, archive: Archive, progress: Progress) -> AbstractContextManager[object]:
+def _lock(path: Path, archive: Archive, progress: Progress) -> AbstractContextManager[object]:
     """Acquire a lock between processes; the operating system releases it when the process ends."""
     lock = FileLock(path)
     try:
@@ -193,7 +193,7 @@ def _connect(archive: Archive, partial: Path, url: str, limits: DownloadLimits) 
 
 
 def _offer(response: HTTPResponse) -> str:
-    """The range or the length that the server announces; "" where it announces none."""
+    """Return the range or the length that the server announces, or ""."""
     if response.status == 206:
         return response.headers.get("Content-Range") or "an unnamed range"
     if response.status == 200:
@@ -219,9 +219,7 @@ def _copy(
                 raise _TooSlow(f"is too slow ({rate / 1000:.1f} kB/s)")
             window_start, window_length = time.monotonic(), length
         try:
-            data = response.read1(
-                min(CHUNK, size - length)
-            )  # returns what has arrived, so that a slow source is noticed
+            data = response.read1(min(CHUNK, size - length))  # does not wait for a full chunk: detects a slow source
         except TimeoutError as error:
             raise _SourceFailed(f"sent no data for {limits.timeout_seconds:g} seconds") from error
         except (OSError, HTTPException):

@@ -14,8 +14,8 @@ from toolkit.data.listing import (
     ListedFile,
     Listing,
     Problem,
-    count_of,
-    file_of,
+    format_count,
+    make_listed_file,
     make_listing,
     relative_path,
 )
@@ -57,7 +57,7 @@ def list_folder(root: Path) -> Listing:
     notes = [*scan.notes]
     if scan.loose:
         notes.append(
-            f"ignored {count_of(scan.loose, 'picture')} outside of a class folder, such as {scan.loose_example}"
+            f"ignored {format_count(scan.loose, 'picture')} outside of a class folder, such as {scan.loose_example}"
         )
     return make_listing(root, scan.files, problems=scan.problems, notes=notes)
 
@@ -102,7 +102,7 @@ class _Scan:
             self.notes.append(f"{display(folder.path)} has no pictures: ignored")
 
     def may_enter(self, folder: os.DirEntry[str]) -> bool:
-        """Whether a folder is read: not where it is a link, whose pictures are listed elsewhere or lie outside."""
+        """Whether a folder is read: not if it is a link, whose pictures are listed elsewhere or lie outside."""
         if not folder.is_symlink():
             return True
         if not self.leaves(folder):
@@ -113,7 +113,7 @@ class _Scan:
         if self.leaves(entry):
             return
         try:
-            self.files.append(file_of(self.root, entry.path, class_name, split, entry.stat()))
+            self.files.append(make_listed_file(self.root, entry.path, class_name, split, entry.stat()))
         except OSError as error:  # it vanished, or is a link to nothing or to itself
             self.add_problem(entry.path, f"cannot be read: {error.strerror or error}")
 
@@ -135,7 +135,7 @@ class _Scan:
         return sorted(self.iterate_entries(folder), key=lambda entry: entry.name)
 
     def iterate_entries(self, folder: str) -> Iterator[os.DirEntry[str]]:
-        """The folders and files of a folder, one at a time: of a million, only the needed facts stay in memory."""
+        """Yield the folders and files of a folder one at a time, so that a million of them fit in memory."""
         try:
             with os.scandir(folder) as entries:
                 yield from _visible(entries)
@@ -158,7 +158,7 @@ def _visible(entries: Iterator[os.DirEntry[str]]) -> Iterator[os.DirEntry[str]]:
 def _find_splits(root: Path, folders: list[os.DirEntry[str]]) -> dict[int, str]:
     """The folders of the splits, by code; empty for a folder of classes.
 
-    A folder named `train` that holds no folders is a class: of trains.
+    A folder named `train` without folders inside is a class (of trains), not a split.
     """
     found: dict[int, str] = {}
     named = [(SPLIT_NAMES[entry.name.lower()], entry.path) for entry in folders if entry.name.lower() in SPLIT_NAMES]

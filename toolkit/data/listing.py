@@ -96,7 +96,9 @@ def make_listing(
     try:
         _check_classes(root, names, files)
     except ToolkitError as error:
-        unread = f"; {count_of(len(problems), 'file')} cannot be read, first {problems[0].error}" if problems else ""
+        unread = (
+            f"; {format_count(len(problems), 'file')} cannot be read, first {problems[0].error}" if problems else ""
+        )
         raise ToolkitError(f"{error}{unread}") from None
     index = {name: label for label, name in enumerate(names)}
     digest = hashlib.sha256()
@@ -121,18 +123,18 @@ def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
     return [(int(part), "") if part.isdigit() and part.isascii() else (-1, part) for part in parts], name
 
 
-def file_of(root: Path, path: str, class_name: str, split: int, status: os.stat_result) -> ListedFile:
-    """The record of a file whose status is known."""
+def make_listed_file(root: Path, path: str, class_name: str, split: int, status: os.stat_result) -> ListedFile:
+    """Make the record of a file from its status."""
     return ListedFile(relative_path(root, path), class_name, split, status.st_size, status.st_mtime_ns)
 
 
 def relative_path(root: Path, path: str) -> str:
-    """`path`, which begins with `root`, without it; faster than `os.path.relpath`."""
+    """Remove `root` from the start of `path`; faster than `os.path.relpath`."""
     return path.removeprefix(os.path.join(root, ""))
 
 
-def count_of(number: int, noun: str) -> str:
-    """A number with its noun, such as "2,000 pictures"."""
+def format_count(number: int, noun: str) -> str:
+    """Format a number with its noun, such as "2,000 pictures"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

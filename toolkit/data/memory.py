@@ -1,11 +1,11 @@
-"""How much memory this process may still take: what the machine has available and its control group allows."""
+"""Measure the memory that this process can still allocate, by the machine and by its control group."""
 
 import os
 from pathlib import Path
 
 
 def available_memory_bytes(*, root: Path = Path("/")) -> int | None:
-    """Bytes that can be allocated without swapping; None where the system does not tell.
+    """Return the bytes that can be allocated without swapping; None if the system does not report them.
 
     `root` is the folder that holds /proc and /sys (Linux).
     """
@@ -27,7 +27,7 @@ def _available(root: Path) -> int | None:
 
 
 def _control_group_room(root: Path) -> int | None:
-    """Version 2: the limit of the container, less what is in use and cannot be reclaimed."""
+    """Control groups version 2: the limit of the container, less the memory in use that cannot be reclaimed."""
     group = root / "sys/fs/cgroup"
     try:
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from toolkit.data.cache import load_or_build
 from toolkit.data.images import Images
 from toolkit.data.leaks import check_labels, count_near_duplicates, find_repeated
-from toolkit.data.listing import TEST, TRAIN, UNSPLIT, VAL, Listing, Problem, count_of
+from toolkit.data.listing import TEST, TRAIN, UNSPLIT, VAL, Listing, Problem, format_count
 from toolkit.data.memory import available_memory_bytes
 from toolkit.data.pictures import BYTES_PER_PICTURE, Pictures, decode_pictures
 from toolkit.data.split import split_by_digest
@@ -40,7 +40,7 @@ class UnreadablePictures(ToolkitError):
 
 @dataclass(frozen=True)
 class Findings:
-    """The pictures of a data set that were left out or deserve a look.
+    """The pictures of a data set that were removed or need attention.
 
     Attributes:
         skipped: pictures that cannot be used, under `--skip-damaged`.
@@ -68,24 +68,25 @@ class Findings:
         """One line for each kind of finding."""
         lines = list(self.notes)
         if self.skipped:
-            lines.append(f"skipped {count_of(len(self.skipped), 'picture')} that cannot be read")
+            lines.append(f"skipped {format_count(len(self.skipped), 'picture')} that cannot be read")
         if self.removed_from_train:
             lines.append(
-                f"removed {count_of(self.removed_from_train, 'training picture')} identical to a picture held out"
+                f"removed {format_count(self.removed_from_train, 'training picture')} identical to a picture held out"
             )
         if self.removed_from_val:
-            lines.append(f"removed {count_of(self.removed_from_val, 'validation picture')} identical to a test picture")
+            lines.append(
+                f"removed {format_count(self.removed_from_val, 'validation picture')} identical to a test picture"
+            )
         if self.near_duplicates:
             lines.append(
-                f"{count_of(self.near_duplicates, 'pair')} of a training and a test picture nearly identical: "
+                f"{format_count(self.near_duplicates, 'pair')} of a training and a test picture nearly identical: "
                 "the test accuracy may be too high"
             )
         if self.near_duplicates is None:
             lines.append("near duplicates were not counted: too many pairs of a training and a test picture")
         if self.small:
-            lines.append(
-                f"{count_of(self.small, 'picture')} with a shorter side below {SIDE} pixels: enlarged, hence blurred"
-            )
+            small = format_count(self.small, "picture")
+            lines.append(f"{small} with a shorter side below {SIDE} pixels: enlarged, hence blurred")
         return lines
 
 
@@ -95,8 +96,8 @@ class PictureSet:
 
     Attributes:
         train, test: the images.
-        val: None where the data set has no validation pictures of its own.
-        findings: what was left out or deserves a look.
+        val: None if validation images are split off training.
+        findings: removed pictures, and those that need attention.
     """
 
     train: Images
@@ -157,7 +158,7 @@ def _require_memory(listing: Listing) -> None:
 
 
 def _check_problems(listing: Listing, pictures: Pictures, *, skip_damaged: bool, note: Note) -> tuple[Problem, ...]:
-    """All pictures that cannot be used; each is reported to `note`."""
+    """Report each picture that cannot be used to `note`; return them all."""
     decoding = (Problem(listing.paths[index], error) for index, error in sorted(pictures.errors.items()))
     problems = (*listing.problems, *decoding)
     if not problems:
@@ -165,7 +166,7 @@ def _check_problems(listing: Listing, pictures: Pictures, *, skip_damaged: bool,
     for problem in problems:
         note(problem.error)
     total = len(listing) + len(listing.problems)
-    message = f"{count_of(len(problems), 'picture')} of {total:,} cannot be used, first {problems[0].error}"
+    message = f"{format_count(len(problems), 'picture')} of {total:,} cannot be used, first {problems[0].error}"
     if not skip_damaged:
         raise UnreadablePictures(f"{message}. Replace or remove them, or pass --skip-damaged", problems)
     return problems

@@ -41,7 +41,7 @@ class Pictures:
 
     @classmethod
     def empty(cls, count: int) -> "Pictures":
-        """Room for `count` pictures."""
+        """Allocate arrays for `count` pictures."""
         return cls(np.zeros((count, 3, SIDE, SIDE), np.uint8), np.zeros(count, "S16"), np.zeros(count, np.bool_), {})
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ def _map_in_threads(function: Callable[[int], int], items: range) -> Iterator[in
         try:
             yield from pool.map(function, items)
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)  # an interrupt ends the decoding at once
+            pool.shutdown(wait=True, cancel_futures=True)  # Ctrl-C stops decoding at once
 
 
 def _decode_into(pictures: Pictures, index: int, path: str | PathLike[str]) -> None:

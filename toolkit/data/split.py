@@ -53,7 +53,7 @@ def split_by_digest(labels: NDArray[np.int64], digests: NDArray[np.bytes_]) -> N
     """Choose about a fifth of each class for the test set: the pictures with the smallest digests.
 
     The choice depends on pixels and labels alone, not on names or order, and identical pictures stay on one side. A
-    class of one picture, or of one picture repeated, has no test pictures.
+    class whose pictures are all identical has no test pictures.
 
     Args:
         labels: int64 (N,).

@@ -1,10 +1,10 @@
-"""The required accuracy of a data set, and the interval in which a measured accuracy leaves the true one."""
+"""The required accuracy of a data set, and the confidence interval of a measured accuracy."""
 
 import math
 
 from toolkit.errors import UsageError
 
-# The design's floor for CIFAR-10: 9,100 of its 10,000 test images. The drawn images are easier.
+# CIFAR-10: 9,100 of the 10,000 test images. The drawn images (demo) are easier.
 FLOORS = {"cifar10": 0.91, "demo": 0.91}
 
 _Z = 1.959963984540054  # of the normal distribution, two-sided 95%
@@ -14,12 +14,12 @@ def choose_floor(min_accuracy: float | None, *, data: str, val_accuracy: float |
     """Return the required accuracy in (0, 1]: the given one, else that of the data set.
 
     Args:
-        min_accuracy: as the user gave it.
+        min_accuracy: the user's choice; None for the default of the data set.
         data: name of the data set.
         val_accuracy: of the model, in [0, 1], for the message; None if it is not known.
 
     Raises:
-        UsageError: none was given, and the data set has none.
+        UsageError: neither exists.
     """
     if min_accuracy is not None:
         return min_accuracy
@@ -27,13 +27,12 @@ def choose_floor(min_accuracy: float | None, *, data: str, val_accuracy: float |
         return FLOORS[data]
     known = "" if val_accuracy is None else f"; the validation accuracy of this model is {val_accuracy:.4f}"
     raise UsageError(
-        f"no accuracy can be required of {data} without your choice{known}: give --min-accuracy, such as "
-        "--min-accuracy 0.8"
+        f"{data} has no default for the required accuracy{known}: give --min-accuracy, such as --min-accuracy 0.8"
     )
 
 
 def wilson_interval(correct: int, images: int) -> tuple[float, float]:
-    """The 95% interval of an accuracy in [0, 1], from `correct` of at least one image.
+    """Return the 95% confidence interval of an accuracy, in [0, 1]; `images` must be at least 1.
 
     Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference" (1927). Unlike the
     normal interval it stays inside [0, 1] and does not shrink to a point where all or none are correct.

@@ -1,12 +1,12 @@
-"""The batches in which the gate runs a model: drawn anew at each run, so that no file can be made for them."""
+"""Draw the batches of the gate. Each run draws new ones, so that a file cannot be tuned to them."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-LARGEST = 64  # images, as `cifar predict` has by default
-REQUIRED = (1, 2, 16, LARGEST)  # sizes of every draw: 16 is the number that `cifar predict` hands to a thread
-REPEATED = 64  # images that run a second time, in another batch and at another place
-TWICE = 8  # images that stand twice in one batch
+LARGEST = 64  # images; the default of `cifar predict`
+REQUIRED = (1, 2, 16, LARGEST)  # sizes in every draw; 16: the batch of one thread of `cifar predict`
+REPEATED = 64  # images that run a second time, in another batch and position
+TWICE = 8  # images that occur twice in one batch
 
 
 def draw_batches(images: int, *, seed: int) -> list[NDArray[np.int64]]:

@@ -3,11 +3,11 @@
 Weights in float32 and float16 must be equal bit for bit: folding of BatchNorm and rounding to float16 are the same
 arithmetic everywhere.
 
-In int8 the structure must be the same too, and so must what follows from the weights alone: their scales, except for
-rounding, and their values, within one step. What follows from calibration may differ, because another processor rounds
-activations otherwise, and another version of the toolkit may calibrate otherwise: the scale of an activation within
-`CALIBRATION_FACTOR`, its zero point within `ZERO_POINT_STEPS`, except that a range which begins at 0, as a ReLU's does,
-stays one. Biases are stored in steps of such a scale, and compared within one.
+In int8 the structure must be equal, too. Weights depend on the checkpoint alone: their scales must be equal up to
+rounding, their values within one step. Activations depend on calibration, which varies between processors and versions
+of the toolkit: their scales must lie within `CALIBRATION_FACTOR`, their zero points within `ZERO_POINT_STEPS`; a range
+that begins at 0, as after a ReLU, must begin at 0 in both. Biases are stored in steps of an activation's scale, and
+must be equal within one step.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def find_difference(model: ModelProto, expected: ModelProto) -> str | None:
     """Return the first node, in the order of execution, in which `model` differs from `expected`; None if none does.
 
     Args:
-        model: a graph without subgraphs, in which nothing is computed in vain (`model_file.find_fault`).
+        model: a graph without subgraphs, in which every node leads to an output (`model_file.find_fault`).
         expected: the same network as the export builds it.
     """
     constants, expected_constants = _constants(model), _constants(expected)
@@ -111,7 +111,7 @@ def _compare_weights(values: Array, scale: Array, expected_values: Array, expect
 
 
 def _compare_biases(values: Array, scale: Array, expected_values: Array, expected_scale: Array) -> str | None:
-    """The scale of a bias is that of the activation times that of the weights."""
+    """Compare biases, whose scale is the activation's scale times the weights' scale."""
     factor = CALIBRATION_FACTOR * (1 + SCALE_ROUNDING)
     ratio = scale.astype(np.float64) / expected_scale
     if not ((ratio >= 1 / factor) & (ratio <= factor)).all():

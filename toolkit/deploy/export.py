@@ -9,7 +9,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from toolkit.data.channels import CIFAR10_STATISTICS, ChannelStatistics
-from toolkit.data.dataset import DataSource
+from toolkit.data.dataset import DataSource, FindData
 from toolkit.data.images import Images
 from toolkit.deploy import graph, quantize
 from toolkit.deploy.accuracy import choose_floor
@@ -35,12 +35,12 @@ def export_onnx(
     checkpoint: Path | Checkpoint,
     output: Path,
     *,
-    data: DataSource,
+    data: DataSource | FindData,
     min_accuracy: float | None = None,
     precision: Precision = "fp32",
     target: Target = "cpu",
     input_format: InputFormat = "uint8-nhwc",
-    opset: int = OPSET,
+    opset: int | None = None,
     provider: GateProvider = "cpu",
     note: Note = ignore,
 ) -> Report:
@@ -49,13 +49,14 @@ def export_onnx(
     Args:
         checkpoint: a `.pt` file of a run, or a checkpoint from `load_checkpoint`.
         output: the ONNX file; an existing file is replaced if the model passes, and untouched if not.
-        data: the data that the checkpoint was trained on.
+        data: the data that the checkpoint was trained on, or a function that finds them, called once all other
+            arguments were checked.
         min_accuracy: required accuracy on the test set, in (0, 1]; None for that of the data set (`FLOORS`).
         precision: number format of the network.
         target: hardware that an int8 model is quantized for.
         input_format: "uint8-nhwc", uint8 (batch, 32, 32, 3), "float-nchw", float32 (batch, 3, 32, 32) in [0, 1], or
             "picture", uint8 (height, width, 3), one picture of any size.
-        opset: version of the ONNX operators.
+        opset: version of the ONNX operators; None for `OPSET`.
         provider: the provider on which the gate runs the model.
         note: called with a few words at each stage.
 
@@ -64,17 +65,20 @@ def export_onnx(
 
     Raises:
         Rejected: the model did not pass the gate.
-        UsageError: an argument is invalid, or the data set has no required accuracy of its own.
+        UsageError: an argument is invalid, or the data set is not in `FLOORS`.
         ToolkitError: the checkpoint cannot be read or was trained on other data, or the file cannot be written.
     """
     check_arguments(min_accuracy=min_accuracy, provider=provider)
+    opset = OPSET if opset is None else opset
     _check_choices(precision=precision, target=target, input_format=input_format, opset=opset)
     if output.is_dir():
         raise UsageError(f"{output} is a folder: name the file, such as {output / 'model.onnx'}")
     require_writable(output)
     trained = load_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
-    min_accuracy = choose_floor(min_accuracy, data=data.name, val_accuracy=trained.val_accuracy)
-    reference = prepare_reference(data, trained, note=note)
+    name = data.name if isinstance(data, DataSource) else trained.data.get("name", "")
+    min_accuracy = choose_floor(min_accuracy, data=name, val_accuracy=trained.val_accuracy)
+    source = data if isinstance(data, DataSource) else data(trained.data)
+    reference = prepare_reference(source, trained, note=note)
     model, calibration = build_model(
         trained,
         train=reference.train,
@@ -85,12 +89,12 @@ def export_onnx(
         note=note,
     )
     gate = Gate(_serialize(model), min_accuracy=min_accuracy, provider=provider)
-    gate.check_file(data.class_names)
+    gate.check_file(source.class_names)
     gate.check_outputs(reference, note=note)
     write_metadata(model, build_metadata(gate.figures, reference, calibration=calibration))
     with replacing(output) as temporary:
         temporary.write_bytes(_serialize(model))
-        final = _same_graph(gate, read_model_bytes(temporary), class_names=data.class_names)
+        final = _same_graph(gate, read_model_bytes(temporary), class_names=source.class_names)
         final.check_metadata(reference)
         return final.report(passed=True)
 
@@ -102,7 +106,7 @@ def _same_graph(gate: Gate, content: bytes, *, class_names: tuple[str, ...]) -> 
         Rejected: the file does not pass the checks of its contents and interface.
         ToolkitError: the file holds another graph than the checked one.
     """
-    final = Gate(content, min_accuracy=gate.figures.min_accuracy, provider=_provider_of(gate))
+    final = Gate(content, min_accuracy=gate.figures.min_accuracy, provider=gate.provider)
     final.check_file(class_names)
     assert final.model is not None
     without_metadata = ModelProto.FromString(final.model.SerializeToString())
@@ -113,10 +117,6 @@ def _same_graph(gate: Gate, content: bytes, *, class_names: tuple[str, ...]) -> 
     final.figures = dataclasses.replace(gate.figures, **own)
     final.checks = list(gate.checks)
     return final
-
-
-def _provider_of(gate: Gate) -> GateProvider:
-    return "cuda" if gate.figures.provider == "cuda" else "cpu"
 
 
 def _serialize(model: ModelProto) -> bytes:
@@ -184,7 +184,7 @@ def build_graph(
     with quiet() as output:
         try:
             program = torch.onnx.export(
-                Deployed(network, statistics=statistics, input_format=input_format).eval(),
+                DeployedNetwork(network, statistics=statistics, input_format=input_format).eval(),
                 (example,),
                 dynamo=True,
                 opset_version=opset,
@@ -198,12 +198,12 @@ def build_graph(
             raise ToolkitError(f"torch.onnx could not export the network: {error} {output.getvalue()}") from error
     assert program is not None
     model = program.model_proto
-    if graph.opset_of(model) != opset:
-        raise ToolkitError(f"torch.onnx wrote opset {graph.opset_of(model)} instead of {opset}; use --opset {OPSET}")
+    if graph.read_opset(model) != opset:
+        raise ToolkitError(f"torch.onnx wrote opset {graph.read_opset(model)} instead of {opset}; use --opset {OPSET}")
     return graph.strip(model)
 
 
-class Deployed(nn.Module):
+class DeployedNetwork(nn.Module):
     """The network between normalization and softmax. Images to logits and probabilities, float32 (N, K) each."""
 
     scale: Tensor

@@ -96,6 +96,7 @@ class Gate:
 
     def __init__(self, content: bytes, *, min_accuracy: float, provider: GateProvider) -> None:
         self.content = content
+        self.provider: GateProvider = provider
         self.checks: list[Check] = []
         sha256 = hashlib.sha256(content).hexdigest()
         self.figures = Figures(provider=provider, min_accuracy=min_accuracy, bytes=len(content), sha256=sha256)
@@ -103,7 +104,7 @@ class Gate:
 
     @property
     def limits(self) -> Limits:
-        return LIMITS[self.figures.precision or "fp32", self.figures.provider]
+        return LIMITS[self.figures.precision or "fp32", self.provider]
 
     def report(self, *, passed: bool) -> Report:
         return Report(passed=passed, checks=tuple(self.checks), figures=self.figures)
@@ -118,14 +119,14 @@ class Gate:
         if model is None:
             self._reject("valid ONNX", found="not an ONNX file, or not all of it", limit=valid)
         invalid = graph.find_invalid(self.content)
-        found = invalid or f"opset {graph.opset_of(model)}, IR version {model.ir_version}"
+        found = invalid or f"opset {graph.read_opset(model)}, IR version {model.ir_version}"
         self._require(invalid is None, "valid ONNX", found=found, limit=valid)
-        input_format = graph.input_format_of(model) or "uint8-nhwc"
+        input_format = graph.detect_input_format(model) or "uint8-nhwc"
         interface = graph.describe_interface(model)
         required = graph.required_interface(input_format, classes=len(class_names))
         self._require(interface == required, "interface", found=interface, limit=required)
         self._check_class_names(model, class_names)
-        self._record(opset=graph.opset_of(model), precision=graph.precision_of(model), input=input_format)
+        self._record(opset=graph.read_opset(model), precision=graph.detect_precision(model), input=input_format)
         self._report_only("precision", str(self.figures.precision), "reported: it decides the limits below")
         self.model = model
 
@@ -137,7 +138,7 @@ class Gate:
             self._require(text == required, "classes", found=text[:200], limit=required[:200])
 
     def check_graph(self, rebuilt: ModelProto | None) -> None:
-        """Compare structure and weights with the graph that the checkpoint gives; report that there is none."""
+        """Compare structure and weights with the graph of the checkpoint, if there is one."""
         assert self.model is not None
         limit = "the nodes and weights that the checkpoint gives"
         if rebuilt is None:
@@ -146,7 +147,7 @@ class Gate:
         difference = find_difference(self.model, rebuilt)
         self._require(difference is None, "graph", found=difference or f"{len(rebuilt.graph.node)} nodes", limit=limit)
 
-    def recorded_data(self) -> dict[str, str]:
+    def read_data_identity(self) -> dict[str, str]:
         """The identity of the training data in the metadata; empty if there is none."""
         assert self.model is not None
         return parse_identity(read_metadata(self.model))
@@ -271,7 +272,7 @@ class Gate:
     def _open(self) -> onnxruntime.InferenceSession:
         """Open the file on the requested provider and on no other."""
         session = self._start(self.content)
-        limit = f"the model opens with {PROVIDERS[self.figures.provider]}"
+        limit = f"the model opens with {PROVIDERS[self.provider]}"
         self._require(True, "ONNX Runtime", found=onnxruntime.__version__, limit=limit)
         return session
 
@@ -280,7 +281,7 @@ class Gate:
 
         Not through `toolkit.inference`: a mistake there must not hide from the gate.
         """
-        provider = PROVIDERS[self.figures.provider]
+        provider = PROVIDERS[self.provider]
         available = onnxruntime.get_available_providers()
         if provider not in available:
             raise ToolkitError(f"this ONNX Runtime has no {provider}; it has {_first_few(available)}")
@@ -288,9 +289,9 @@ class Gate:
         options.log_severity_level = 4  # errors are raised
         options.add_session_config_entry("session.load_model_format", "ONNX")  # never ONNX Runtime's own format
         with_options: list[Any] = [provider]
-        if self.figures.provider == "cpu":
+        if self.provider == "cpu":
             limit_memory(options)
-        if self.figures.provider == "cuda":
+        if self.provider == "cuda":
             with quiet():  # it prints which libraries are missing; the session tells whether that matters
                 onnxruntime.preload_dlls()
             with_options = [(provider, {"use_tf32": "0"})]  # TF32 rounds to 11 bits, so it is not float32

@@ -57,12 +57,12 @@ def find_invalid(content: bytes) -> str | None:
     return None
 
 
-def opset_of(model: ModelProto) -> int:
+def read_opset(model: ModelProto) -> int:
     """The version of the standard operators; 0 if the model names none."""
     return next((item.version for item in model.opset_import if item.domain in STANDARD_DOMAINS), 0)
 
 
-def input_format_of(model: ModelProto) -> InputFormat | None:
+def detect_input_format(model: ModelProto) -> InputFormat | None:
     """The input format: "picture" by the name of the only input, others by its element type; None for any other."""
     if len(model.graph.input) != 1:
         return None
@@ -85,7 +85,7 @@ def required_interface(input_format: InputFormat, *, classes: int) -> str:
     return _join([_describe(known.name, known.elem_type, known.shape)], outputs)
 
 
-def precision_of(model: ModelProto) -> Precision:
+def detect_precision(model: ModelProto) -> Precision:
     """The precision in which the convolutions and the linear layer compute, whatever the metadata say.
 
     "int8" if the input and the weights of every such layer come from DequantizeLinear, "fp16" if the weights of every
@@ -102,7 +102,7 @@ def precision_of(model: ModelProto) -> Precision:
 
 
 def strip(model: ModelProto) -> ModelProto:
-    """Remove in place what no runtime needs: doc strings, stack traces, inferred shapes, metadata; return `model`.
+    """Remove doc strings, stack traces, inferred shapes and metadata from `model` in place, and return it.
 
     The exporter notes the source line of each node, which would publish paths of the machine.
     """

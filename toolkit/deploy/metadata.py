@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import onnxruntime
@@ -18,7 +17,7 @@ from toolkit.deploy.reference import Reference
 from toolkit.deploy.report import Figures
 from toolkit.evaluation.evaluate import parse_identity
 from toolkit.files import shorten
-from toolkit.inference.model_file import find_fault, read_model_bytes
+from toolkit.inference.model_file import find_fault
 from toolkit.inference.model_graph import METADATA_PREFIX
 from toolkit.runs.checkpoint import Checkpoint
 
@@ -176,14 +175,10 @@ def _mismatch(key: str, written: str, computed: str) -> str:
     return f"{METADATA_PREFIX}{key} is {shorten(written, limit=80)}, computed: {shorten(computed, limit=80)}"
 
 
-def recorded_data(path: Path) -> dict[str, str]:
+def read_data_identity(content: bytes) -> dict[str, str]:
     """Identity of the training data that an ONNX file records; empty if it records none. Nothing of it is run.
 
     Also empty for a file that the gate will reject for its contents.
-
-    Raises:
-        ToolkitError: the file cannot be read.
     """
-    content = read_model_bytes(path)
     model = None if find_fault(content) else parse(content)
     return parse_identity(read_metadata(model)) if model else {}

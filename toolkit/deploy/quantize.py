@@ -113,7 +113,7 @@ def to_int8(
         quantize_static(
             ModelProto.FromString(model.SerializeToString()),
             output,
-            _Batches(images, graph.input_format_of(model) or "uint8-nhwc"),
+            _Batches(images, graph.detect_input_format(model) or "uint8-nhwc"),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=QUANTIZED,
             nodes_to_exclude=[node.name for node in _preprocessing(model)],
@@ -131,7 +131,7 @@ def to_int8(
     return strip(quantized), settings
 
 
-def target_of(model: ModelProto) -> Target:
+def detect_target(model: ModelProto) -> Target:
     """The hardware that an int8 graph was quantized for, by the type of its activations."""
     points = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     signed = any(tensor.name in points and tensor.data_type == TensorProto.INT8 for tensor in model.graph.initializer)

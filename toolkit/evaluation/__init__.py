@@ -1,1 +1,1 @@
-"""Evaluation: the figures of a model on labelled images, and plots."""
+"""Evaluation: the figures of a model on labeled images, and plots."""

@@ -46,7 +46,7 @@ def load_model(path: Path, *, provider: str = "auto", device: str = "auto") -> C
     return open_model(path, provider=provider)
 
 
-def training_data_of(model: Checkpoint | Session) -> dict[str, str]:
+def read_data_identity(model: Checkpoint | Session) -> dict[str, str]:
     """Identity of the training data that a model records; empty if it records none."""
     return model.data if isinstance(model, Checkpoint) else parse_identity(model.metadata)
 
@@ -66,7 +66,7 @@ def evaluate(model: Path | Checkpoint | Session, *, source: DataSource, device: 
     if isinstance(model, Path):
         model = load_model(model)
     what = "the checkpoint" if isinstance(model, Checkpoint) else display(model.path)
-    require_same_data(training_data_of(model), data_identity(source.name, source.train()), what=what)
+    require_same_data(read_data_identity(model), data_identity(source.name, source.train()), what=what)
     if isinstance(model, Checkpoint):
         network = model.network().to(choose_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
         test = source.test()

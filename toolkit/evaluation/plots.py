@@ -1,16 +1,18 @@
 """Plots as PNG files: learning curves, confusion matrix, deployment benchmark, predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, UsageError
 from toolkit.evaluation.metrics import Metrics
-from toolkit.files import display, replacing, shorten
+from toolkit.files import display, replacing, require_writable, shorten
 from toolkit.inference.image import read_image
+from toolkit.inference.paths import expand
 
 if TYPE_CHECKING:
     from toolkit.bench.result import BenchmarkResult
@@ -133,6 +135,20 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG file, whole or not at all."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+
+
+def require_plottable(paths: Iterable[str], path: Path) -> None:
+    """Check, before any picture is predicted, that `plot_predictions` can draw the pictures that `paths` name.
+
+    Raises:
+        UsageError: more than `MAX_PICTURES` pictures, or `path` does not name a PNG file.
+        ToolkitError: `path` cannot be written.
+    """
+    require_writable(path, suffix=".png")
+    if sum(1 for _ in islice(expand(paths), MAX_PICTURES + 1)) > MAX_PICTURES:
+        raise UsageError(
+            f"--plot draws at most {MAX_PICTURES} pictures, and more are named: name fewer, or leave out --plot"
+        )
 
 
 def plot_predictions(predictions: "Sequence[Prediction]", path: Path) -> None:

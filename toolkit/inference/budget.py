@@ -1,4 +1,4 @@
-"""A number of bytes that threads share: who needs more than is free waits until others have given theirs back."""
+"""A byte budget shared by threads: a reservation larger than the free bytes waits until others are released."""
 
 import threading
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class MemoryBudget:
-    """Grants reservations in the order of the requests, so that a large one is not overtaken by many small ones."""
+    """Grant reservations in the order of the requests, so that small ones cannot delay a large one indefinitely."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -16,7 +16,7 @@ class MemoryBudget:
 
     @contextmanager
     def reserve(self, size: int) -> Iterator[None]:
-        """Hold `size` bytes of the budget, at most all of it, for the duration of the block."""
+        """Reserve `size` bytes, at most the whole budget, for the duration of the block."""
         size = min(size, self.size)
         with self._queue, self._changed:
             while self._free < size:

@@ -1,17 +1,17 @@
-"""A limit on what ONNX Runtime may allocate: a small file can ask for any amount, by broadcasting two tensors."""
+"""Limit the memory of ONNX Runtime: a small file can request any amount, by broadcasting two tensors."""
 
 from functools import cache
 
 import onnxruntime
 
-# Of all sessions on the CPU together: four times what a batch of 4096 images takes with resnet20.
+# Of all sessions on the CPU: four times the memory of resnet20 for a batch of 4096 images.
 MAX_MEMORY_BYTES = 4 * 2**30
 
 
 def limit_memory(options: onnxruntime.SessionOptions) -> None:
-    """Sessions on the CPU that are opened with `options` share one arena of at most `MAX_MEMORY_BYTES`.
+    """Let sessions on the CPU that are opened with `options` share one arena of at most `MAX_MEMORY_BYTES`.
 
-    What needs more fails as a call that ONNX Runtime cannot serve, and takes nothing.
+    A call that needs more fails with an error of ONNX Runtime, without allocating.
     """
     _register_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")
@@ -22,7 +22,7 @@ def _register_arena() -> None:
     place = onnxruntime.OrtMemoryInfo(
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
-    default = -1  # for how the arena grows
+    default = -1  # growth of the arena
     onnxruntime.create_and_register_allocator(
         place, onnxruntime.OrtArenaCfg(MAX_MEMORY_BYTES, default, default, default)
     )

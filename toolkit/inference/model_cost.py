@@ -1,6 +1,6 @@
-"""What running a model takes for one picture, from the shapes in the file: time as multiply-accumulates, and memory.
+"""Estimate the cost of a model for one picture, from the shapes in the file: multiply-accumulates and memory.
 
-Nothing is run: the types and shapes of all values are inferred node by node, from the input to the outputs.
+The model is not run: the types and shapes of all values are inferred node by node, from the input to the outputs.
 """
 
 from itertools import zip_longest
@@ -18,7 +18,7 @@ MAX_PICTURE_BYTES = 24 * 2**20  # of all values for one picture: four times thos
 
 
 class Cost(NamedTuple):
-    """What one picture takes.
+    """The cost of one picture.
 
     Attributes:
         work: multiply-accumulates, and the reading and writing of values in the same unit.
@@ -30,7 +30,7 @@ class Cost(NamedTuple):
 
 
 def estimate_cost(graph: Graph) -> Cost:
-    """Infer every value of the graph and add up what they take for one picture.
+    """Infer every value of the graph, and sum up their cost for one picture.
 
     Raises:
         Fault: another form of graph than `cifar export` writes, or one that takes more than `MAX_WORK`,

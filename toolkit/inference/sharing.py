@@ -1,7 +1,7 @@
-"""Other processes that take shares of the pictures: decoding holds Python's lock, so threads leave cores idle.
+"""Predict pictures in other processes, too: parts of decoding hold the GIL, so threads alone leave cores idle.
 
-Each process opens the model itself. While they start, and whenever all are busy or dead, the pictures are predicted by
-the threads of this process; so a process that dies costs time and nothing else.
+Each process opens the model itself. While they start, and whenever all are busy or dead, the threads of this process
+predict the pictures; so the death of a process costs only time.
 """
 
 import gc
@@ -23,12 +23,12 @@ from toolkit.processes import Process, ProcessDied
 
 @dataclass(frozen=True)
 class ModelToOpen:
-    """What a process opens.
+    """The model for a process to open.
 
     Attributes:
         path: the file.
         threads: processor threads per call.
-        metadata: those of the model that the calling process has open; another model would give other classes.
+        metadata: of the model that the calling process has open, to detect a file that was replaced since.
     """
 
     path: str

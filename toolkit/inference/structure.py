@@ -1,23 +1,23 @@
-"""What examining a picture file gives, its limits, and how a file beyond them is refused."""
+"""The result of examining a picture file, its limits, and the error for a file beyond them."""
 
 from dataclasses import dataclass
 from typing import NoReturn
 
 from toolkit.errors import ToolkitError
 
-# What decoding all pictures that are in work may take together; 2**27 pixels of most formats take 1 GiB.
+# Memory for decoding, over all pictures in progress; 2**27 pixels of most formats take 1 GiB.
 MAX_MEMORY = 5 * 2**28  # 1.25 GiB
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What a picture file says of itself.
+    """Format, size and memory of a picture file, from its headers.
 
     Attributes:
-        format: the name that Pillow gives the format.
+        format: Pillow's name of the format.
         width: in pixels, before any rotation.
         height: as width.
-        memory: the bytes that decoding takes at most.
+        memory: upper bound of the bytes that decoding needs.
     """
 
     format: str
@@ -27,11 +27,11 @@ class Structure:
 
 
 def require(condition: bool, fault: str) -> None:
-    """Raise `ToolkitError` with the fault of the file, unless the condition holds."""
+    """Raise `ToolkitError`, with the reason, unless the condition holds."""
     if not condition:
         refuse(fault)
 
 
 def refuse(fault: str) -> NoReturn:
-    """Raise `ToolkitError` with the fault and what to do."""
+    """Raise `ToolkitError`, with the reason and a remedy."""
     raise ToolkitError(f"is not decoded: {fault}; save it again as PNG or JPEG with an image editor")

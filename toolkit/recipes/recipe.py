@@ -48,7 +48,7 @@ class DataAugmentation:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSettings:
     """Settings that may differ between two runs of one recipe."""
 
     # The keys of models.MODELS, which cannot be imported without torch:
@@ -92,7 +92,7 @@ class Recipe:
     epochs: int = _key(150, "passes over the training images", low=1, high=MAX_COUNT)
     early_stopping: int | bool = _key(False, "epochs without a better validation accuracy that end the run, or false")
     data_augmentation: DataAugmentation = field(default_factory=DataAugmentation)
-    run: Run = field(default_factory=Run)
+    run: RunSettings = field(default_factory=RunSettings)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, as in a recipe file; `Recipe.from_dict` reads them back."""
@@ -106,9 +106,9 @@ class Recipe:
         Raises:
             UsageError: an unknown key, a wrong type or an impossible value; the message names key and valid values.
         """
-        return Recipe().replaced(values, where=where)
+        return Recipe().replace(values, where=where)
 
-    def replaced(self, values: Mapping[str, Any], *, where: str = "flags") -> "Recipe":
+    def replace(self, values: Mapping[str, Any], *, where: str = "flags") -> "Recipe":
         """Return this recipe with some keys replaced, nested as in a file. Raises `UsageError` as `from_dict` does."""
         if values.get("lr_schedule", "step_decay") != "step_decay" and "lr_milestones" not in values:
             values = {**values, "lr_milestones": []}  # they belong to the schedule that is replaced
@@ -190,7 +190,7 @@ class Key:
 
 def recipe_keys() -> Iterator[Key]:
     """Every key of the recipe, tables included, in the order of a recipe file."""
-    for table, cls in (("", Recipe), ("data_augmentation", DataAugmentation), ("run", Run)):
+    for table, cls in (("", Recipe), ("data_augmentation", DataAugmentation), ("run", RunSettings)):
         for entry in dataclasses.fields(cls):
             if "help" in entry.metadata:
                 yield Key(table, entry.name, entry.metadata["help"], entry.type, entry.default)

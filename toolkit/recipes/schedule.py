@@ -23,7 +23,7 @@ def learning_rate(recipe: Recipe, epochs_done: float) -> float:
     return recipe.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
 
-def crop_size_of(recipe: Recipe, epoch: int) -> int:
+def choose_crop_size(recipe: Recipe, epoch: int) -> int:
     """Side of an epoch's crops, pixels: small in the first share of the epochs that the recipe names, then 32."""
     augmentation = recipe.data_augmentation
     small_epochs = round(augmentation.small_crop_share * recipe.epochs)

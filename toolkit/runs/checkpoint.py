@@ -23,7 +23,7 @@ from toolkit.data.channels import CIFAR10_STATISTICS, ChannelStatistics
 from toolkit.data.listing import MAX_CLASSES, MAX_NAME_LENGTH
 from toolkit.errors import ToolkitError
 from toolkit.files import display, quote, replacing
-from toolkit.runs.archive import are_plain, read_archive
+from toolkit.runs.torch_file import are_plain, read_torch_file
 
 FORMAT = 1
 
@@ -66,7 +66,7 @@ class Checkpoint:
         weights: the network's state dict, on the CPU; the averages, if the recipe averages.
         training: state from which training resumes (optimizer, seconds, precision; if the recipe averages, also the
             weights themselves and the number of averaged steps); None in a checkpoint that cannot be resumed.
-        teacher: identity of the teacher (`identity_of`); None without one.
+        teacher: identity of the teacher (`identify_checkpoint`); None without one.
         init: identity of the checkpoint that the run started from; None for random weights.
         statistics: by which the network's images are normalized.
         sha256: of the file that was loaded; None for a checkpoint in memory.
@@ -131,7 +131,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     if not os.path.lexists(path):
         raise ToolkitError(f"no checkpoint at {display(path)}")
-    values, sha256 = read_archive(path)
+    values, sha256 = read_torch_file(path)
     form = values.pop("format", None) if isinstance(values, dict) else None
     if not isinstance(form, int) or form != FORMAT:
         raise ToolkitError(f"{display(path)} is not a checkpoint of this toolkit (format {FORMAT})")
@@ -193,7 +193,7 @@ def _describe(value: Any) -> str:
     return quote(value) if isinstance(value, str | int | float | None) else f"of the type {type(value).__name__}"
 
 
-def identity_of(checkpoint: Checkpoint) -> dict[str, Any]:
+def identify_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """The record of a teacher, or of initial weights, in a run: "model", "recipe" and "weights_sha256"."""
     return {"model": checkpoint.model, "recipe": checkpoint.recipe, "weights_sha256": _sha256(checkpoint.weights)}
 

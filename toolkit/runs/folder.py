@@ -64,11 +64,11 @@ class RunFolder:
         return self.summary.is_file()
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Lock the folder against other processes. Raises `ToolkitError` if one is training in it."""
-        lock = FileLock(self.path / ".lock", timeout=0)
+        file_lock = FileLock(self.path / ".lock", timeout=0)
         try:
-            lock.acquire()
+            file_lock.acquire()
         except Timeout as error:
             raise ToolkitError(f"another process is training in {self.path}: wait for it, or stop it") from error
         except OSError as error:
@@ -76,12 +76,12 @@ class RunFolder:
         try:
             yield
         finally:
-            lock.release()
+            file_lock.release()
 
     def wait_until_free(self, seconds: float) -> None:
         """Wait, at most so long, for another process that is training in the folder to end."""
         with suppress(Timeout, OSError), FileLock(self.path / ".lock", timeout=seconds):
-            pass  # `locked` reports what is left of the reason
+            pass  # `lock` reports what is left of the reason
 
     def recipe(self) -> Recipe:
         """Read the resolved recipe. Raises `ToolkitError` if it is missing."""
@@ -202,7 +202,7 @@ def create_run(
         require_name(name)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        return RunFolder(_make_folder(root, [name] if name else _numbered(stem), recipe, init))
+        return RunFolder(_make_folder(root, [name] if name else _number_names(stem), recipe, init))
     except OSError as error:
         raise ToolkitError(f"cannot create a run folder in {display(root)}: {error.strerror or error}") from error
 
@@ -215,7 +215,7 @@ def require_name(name: str) -> None:
         )
 
 
-def _numbered(stem: str) -> list[str]:
+def _number_names(stem: str) -> list[str]:
     return [stem, *(f"{stem}-{number}" for number in range(2, 10_000))]
 
 
@@ -234,15 +234,15 @@ def _make_folder(root: Path, names: list[str], recipe: Recipe, init: Checkpoint 
     raise UsageError(f"the run {taken} exists: choose another --name, or --resume {taken}")
 
 
-def unfinished_run(stem: str, *, root: Path = RUNS) -> RunFolder | None:
+def find_unfinished_run(stem: str, *, root: Path = RUNS) -> RunFolder | None:
     """The newest run with this stem that can be resumed; None if there is none."""
-    checkpoints = [root / name / "last.pt" for name in _existing(stem, root)]
+    checkpoints = [root / name / "last.pt" for name in _list_existing(stem, root)]
     found = [path for path in checkpoints if path.is_file() and not RunFolder(path.parent).is_finished]
-    return RunFolder(max(found, key=_modified).parent) if found else None
+    return RunFolder(max(found, key=_read_mtime).parent) if found else None
 
 
-def _existing(stem: str, root: Path) -> Iterator[str]:
-    return itertools.takewhile(lambda name: (root / name).exists(), _numbered(stem))
+def _list_existing(stem: str, root: Path) -> Iterator[str]:
+    return itertools.takewhile(lambda name: (root / name).exists(), _number_names(stem))
 
 
 def open_run(name_or_path: str, *, root: Path = RUNS) -> RunFolder:
@@ -260,7 +260,7 @@ def open_run(name_or_path: str, *, root: Path = RUNS) -> RunFolder:
     raise ToolkitError(f"no run {quote(name_or_path)}; the runs in {root} are: {', '.join(names) or 'none yet'}")
 
 
-def newest_finished_run(*, data: str | None = None, root: Path = RUNS, note: Note = ignore) -> RunFolder:
+def find_newest_finished_run(*, data: str | None = None, root: Path = RUNS, note: Note = ignore) -> RunFolder:
     """Return the run that finished last, single or one of several seeds.
 
     Args:
@@ -272,12 +272,12 @@ def newest_finished_run(*, data: str | None = None, root: Path = RUNS, note: Not
         ToolkitError: no run has finished.
     """
     runs = [RunFolder(path.parent) for path in _find_in_runs(root, "recipe.toml")]
-    finished = sorted((run for run in runs if run.is_finished), key=lambda run: _modified(run.summary), reverse=True)
+    finished = sorted((run for run in runs if run.is_finished), key=lambda run: _read_mtime(run.summary), reverse=True)
     if not finished:
         raise ToolkitError(f"no run in {root} has finished: `cifar train` starts one")
     fitting = (run for run in finished if data is not None and run.data_name() == data)
     chosen = next(fitting, finished[0])
-    newer = [run for run in runs if run.last.is_file() and _modified(run.last) > _modified(chosen.summary)]
+    newer = [run for run in runs if run.last.is_file() and _read_mtime(run.last) > _read_mtime(chosen.summary)]
     if newer:
         names = ", ".join(str(run.path) for run in newer)
         note(
@@ -291,7 +291,7 @@ def find_checkpoint(target: str | None, *, data: str | None = None, root: Path =
 
     Args:
         target: a file, or a run by name or path; None for the newest finished run.
-        data: see `newest_finished_run`.
+        data: see `find_newest_finished_run`.
         root: the folder of runs.
         note: called if the run is unfinished, or if newer runs are passed over.
 
@@ -302,7 +302,7 @@ def find_checkpoint(target: str | None, *, data: str | None = None, root: Path =
         return Path(target)
     if target is not None and Path(target).suffix in (".onnx", ".pt"):
         raise ToolkitError(f"no such file: {display(target)}")
-    run = newest_finished_run(data=data, root=root, note=note) if target is None else open_run(target, root=root)
+    run = find_newest_finished_run(data=data, root=root, note=note) if target is None else open_run(target, root=root)
     if not run.best.is_file():
         raise ToolkitError(f"the run {run.path} has completed no epoch: `cifar train --resume {run.path}`")
     if not run.is_finished:
@@ -310,7 +310,7 @@ def find_checkpoint(target: str | None, *, data: str | None = None, root: Path =
     return run.best
 
 
-def _modified(path: Path) -> float:
+def _read_mtime(path: Path) -> float:
     return path.stat().st_mtime
 
 

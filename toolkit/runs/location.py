@@ -1,11 +1,18 @@
-"""Where a run's pictures are on this machine: `data.json` in the run folder; no part of checkpoints and models."""
+"""Find the data that a model was trained on, by its own record and by the `data.json` of its run folder.
+
+`data.json` holds the place of the user's own pictures on this machine; checkpoints and ONNX files never do.
+"""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from toolkit.errors import ToolkitError
-from toolkit.files import open_regular, replacing
+from toolkit.data.dataset import FOUND_BY_NAME, PICTURES, DataSource, find_data, name_of_data
+from toolkit.errors import ToolkitError, UsageError
+from toolkit.files import display, open_regular, replacing
+from toolkit.reporting import Note, ignore
 
 FILE = "data.json"
 
@@ -43,3 +50,38 @@ def location_beside(checkpoint: Path) -> DataLocation | None:
         return location if location.path.exists() else None
     except (ToolkitError, OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
+
+
+def find_training_data(
+    recorded: Mapping[str, str],
+    *,
+    data: str | None,
+    model: Path,
+    skip_damaged: bool = False,
+    note: Note = ignore,
+    **callbacks: Any,
+) -> DataSource:
+    """Find `data`; if it is None, the data set that the model or its run records, else the default of `find_data`.
+
+    Args:
+        recorded: the identity of its training data that the model records; empty if it records none.
+        data: as `find_data` takes it; None for the recorded one, or for the default of `find_data` if none is recorded.
+        model: the model's file, in its run folder or elsewhere.
+        skip_damaged: continue without pictures that cannot be read; true if the run was trained so.
+        note: called with one line that names the data where `data` is None.
+        callbacks: `progress` and `on_pictures` of `find_data`.
+
+    Raises:
+        UsageError: the model was trained on a folder of pictures whose place is unknown.
+        ToolkitError: the data were not found, are unusable, or the download failed.
+    """
+    name = recorded.get("name")
+    if data is None and name in FOUND_BY_NAME:
+        note(f"Using the {name} data, on which this model was trained")
+        data = name
+    elif data is None and name in (None, PICTURES) and (location := location_beside(model)):
+        note(f"Using the pictures in {display(location.path)}, on which this model was trained")
+        data, skip_damaged = str(location.path), skip_damaged or location.skip_damaged
+    elif data is None and name == PICTURES and name_of_data() != PICTURES:
+        raise UsageError(f"{display(model)} was trained on a folder of pictures: name it with --data FOLDER")
+    return find_data(data, skip_damaged=skip_damaged, note=note, **callbacks)

@@ -1,7 +1,7 @@
 """Several seeds of one recipe: one folder of run folders, and mean and spread over them.
 
     seed_runs = begin_seeds(recipe, seeds=5, source=source, name="fast-resnet20-seeds")
-    for run in seed_runs.unfinished():
+    for run in seed_runs.find_unfinished():
         train(run.recipe(), source=source, run=run, resume=True)
     summary = seed_runs.write_summary()
 
@@ -21,7 +21,7 @@ from toolkit.data.dataset import DataSource, data_identity, require_same_data
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import replacing, shorten
 from toolkit.recipes.recipe import Recipe, recipe_keys
-from toolkit.runs.checkpoint import Checkpoint, identity_of, load_checkpoint
+from toolkit.runs.checkpoint import Checkpoint, identify_checkpoint, load_checkpoint
 from toolkit.runs.folder import RUNS, RunFolder, require_name
 
 FIGURES = (  # summarized over the seeds; those that need validation images may be absent
@@ -78,7 +78,7 @@ class SeedRuns:
     def summary(self) -> Path:
         return self.path / "seeds.json"
 
-    def unfinished(self) -> list[RunFolder]:
+    def find_unfinished(self) -> list[RunFolder]:
         """The runs that still have to be trained or resumed."""
         return [run for run in self.runs if not run.is_finished]
 
@@ -88,7 +88,7 @@ class SeedRuns:
         Raises:
             ToolkitError: a run is unfinished, or its recipe differs from seed 0's.
         """
-        if missing := self.unfinished():
+        if missing := self.find_unfinished():
             names = ", ".join(run.path.name for run in missing)
             raise ToolkitError(
                 f"of the {self.n} seeds in {self.path} these are unfinished: {names}. Repeat the command that began "
@@ -107,7 +107,7 @@ class SeedRuns:
         """
         self.require_finished()
         summaries = [run.read_summary() for run in self.runs]
-        rows = [_figures_of(run, summary) for run, summary in zip(self.runs, summaries, strict=True)]
+        rows = [_extract_figures(run, summary) for run, summary in zip(self.runs, summaries, strict=True)]
         common: dict[str, Any] = {}
         for name in CONDITIONS:
             values = [summary.get(name) for summary in summaries]  # older summaries lack the newer conditions
@@ -124,7 +124,7 @@ class SeedRuns:
         return result
 
 
-def _figures_of(run: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
+def _extract_figures(run: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
     """Extract the row of one seed from its `summary.json`: accuracies in [0, 1], losses in nats.
 
     Raises:
@@ -198,7 +198,7 @@ def begin_seeds(
     seed_runs = SeedRuns(path, seeds)
     for seed, run in enumerate(seed_runs.runs):
         if not (run.path / "recipe.toml").is_file():
-            run.write_beginning(_with_seed(recipe, seed), init)
+            run.write_beginning(_set_seed(recipe, seed), init)
     return seed_runs
 
 
@@ -214,8 +214,8 @@ def open_seeds(path: Path) -> SeedRuns | None:
     return SeedRuns(path, max(found) + 1) if found else None
 
 
-def _with_seed(recipe: Recipe, seed: int) -> Recipe:
-    return recipe.replaced({"run": {"seed": seed}})
+def _set_seed(recipe: Recipe, seed: int) -> Recipe:
+    return recipe.replace({"run": {"seed": seed}})
 
 
 def _find_other_recipe(begun: SeedRuns, recipe: Recipe) -> str | None:
@@ -223,7 +223,7 @@ def _find_other_recipe(begun: SeedRuns, recipe: Recipe) -> str | None:
     for seed, run in enumerate(begun.runs):
         if not (run.path / "recipe.toml").is_file():
             continue  # not yet created
-        wanted, found = _with_seed(recipe, seed), run.recipe()
+        wanted, found = _set_seed(recipe, seed), run.recipe()
         if wanted != found:
             return f"{run.path} has another recipe ({_describe_differences(found, wanted)})"
     return None
@@ -240,11 +240,11 @@ def _describe_differences(before: Recipe, now: Recipe) -> str:
 
 def _require_same_init(begun: SeedRuns, init: Checkpoint | None) -> None:
     """Raise `ToolkitError` if existing runs start from other weights."""
-    wanted = identity_of(init) if init else None
+    wanted = identify_checkpoint(init) if init else None
     for run in begun.runs:
         if not (run.path / "recipe.toml").is_file():
             continue  # not yet created
-        found = identity_of(load_checkpoint(run.init)) if run.init.is_file() else None
+        found = identify_checkpoint(load_checkpoint(run.init)) if run.init.is_file() else None
         if found != wanted:
             raise ToolkitError(f"the run {run.path} starts from other weights: use the same --init, or another --name")
 
@@ -254,7 +254,7 @@ def _require_same_origin(begun: SeedRuns, source: DataSource, teacher: Checkpoin
     trained = [run for run in begun.runs if run.last.is_file()]
     if trained:  # else the images need not be read
         present = data_identity(source.name, source.train())
-        identity = identity_of(teacher) if teacher else None
+        identity = identify_checkpoint(teacher) if teacher else None
         for run in trained:
             last = load_checkpoint(run.last)
             require_same_data(last.data, present, what=f"the run {run.path}")

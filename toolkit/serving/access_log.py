@@ -1,4 +1,4 @@
-"""One line of JSON for each request, and its counts: the outermost layer of the application."""
+"""Log each request as one line of JSON, and count it: the outermost layer of the application."""
 
 import json
 import time
@@ -19,7 +19,7 @@ class AccessLog:
 
     Args:
         app: the application.
-        metrics: what counts.
+        metrics: counts the requests.
         write: takes each line, with its line end.
     """
 
@@ -50,7 +50,7 @@ class AccessLog:
 
 
 def _endpoint(scope: Scope) -> str:
-    """The name of the function that answered; paths that a client made up share one label."""
+    """Return the name of the function that answered; all unknown paths share the label "none"."""
     return getattr(scope.get("endpoint"), "__name__", "none")
 
 
@@ -64,4 +64,4 @@ def _line(scope: Scope, status: int, seconds: float) -> str:
         "status": status,
         "milliseconds": round(seconds * 1000, 2),
     }
-    return json.dumps(fields) + "\n"  # ASCII: nothing that a terminal obeys
+    return json.dumps(fields) + "\n"  # ASCII, without control characters

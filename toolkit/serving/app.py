@@ -36,12 +36,12 @@ def create_app(
     limits: Limits = Limits(),  # noqa: B008  (frozen)
     write_log: Callable[[str], object] | None = None,
 ) -> ASGIApp:
-    """The application around an open model.
+    """Build the application for an open model.
 
     Args:
         model: answers all requests.
         threads: pictures that are decoded and classified at once.
-        limits: what a request may cost.
+        limits: on the size, number and duration of requests.
         write_log: takes the lines of the access log; by default they go to stderr.
     """
     metrics = Metrics(model)
@@ -107,7 +107,7 @@ class Endpoints:
         return Response(_as_json(results, top), 422 if failed == len(results) else 200, media_type=JSON)
 
     async def _classify(self, pictures: list[Picture], top: int) -> list[Prediction | Failure]:
-        """Each picture is a job of its own, so that a request with many leaves threads to the others."""
+        """Classify each picture as its own job, so that a request with many pictures does not occupy all threads."""
         jobs = (
             self._intake.run(self._model.predict, picture, top=top, max_pixels=self._limits.pixels)
             for picture in pictures
@@ -123,7 +123,7 @@ class Endpoints:
 
 
 def _check_content_type(request: Request) -> str:
-    """The media type, where it is that of a picture or a form and the body is not compressed; else 415."""
+    """Return the media type of a picture or a form; raise 415 for any other, and for a compressed body."""
     if request.headers.get("content-encoding", "identity") != "identity":
         raise HTTPException(415, "a body with a Content-Encoding is not accepted; send it as it is")
     given = request.headers.get("content-type", "application/octet-stream")
@@ -154,10 +154,10 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 
 async def _note_disconnect(request: Request, error: Exception) -> Response:
-    """Reaches nobody; the status is logged."""
+    """Return the status for the access log; the client is gone."""
     return Response(status_code=CLIENT_GONE)
 
 
 async def _report_internal_error(request: Request, error: Exception) -> Response:
-    """The client learns nothing of the server's files; the traceback goes to stderr."""
+    """Return a message without details, which could name files of the server; the traceback goes to stderr."""
     return Response(json.dumps({"error": "internal server error"}), 500, media_type=JSON)

@@ -1,6 +1,6 @@
-"""What one request may cost, and how many may wait: each limit, and the status that a request beyond it gets.
+"""Limits on the size, number and duration of requests, each with the status of a request beyond it.
 
-The limits on a request's head (408, 431) apply before there is a request: see `protocol.py`.
+The limits on a request's head (408, 431) apply earlier: see `protocol.py`.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ class Limits:
         body_bytes: body of `POST /predict`; 413.
         tensor_bytes: body of an inference request (V2), four times what `pictures` images take as JSON; 413.
         pictures: pictures in one request, or images in one tensor; 413.
-        pixels: decoded pixels of one picture; that picture's own error, or 422 where there is no other.
+        pixels: decoded pixels of one picture; an error for that picture, or 422 if it is the only one.
         body_seconds: from the end of the head to the end of the body; 408.
         waiting: requests that wait for a thread; 503 with Retry-After.
         held_bytes: bodies in memory at once, of all requests (the pictures of a form are copied, which can double it);
@@ -42,7 +42,7 @@ class Limits:
 
 
 class Intake:
-    """Admits requests up to the limits and runs their work in a bounded pool of threads, never on the event loop.
+    """Admit requests up to the limits, and run their work in a bounded pool of threads, never on the event loop.
 
     Requests are not batched: on a CPU, a batch of these networks takes at least as long per picture as one picture.
     """
@@ -74,7 +74,7 @@ class Intake:
             self._held_bytes -= len(content)
 
     async def _read(self, request: Request, max_bytes: int) -> bytes:
-        """The body, whose bytes then count as held."""
+        """Read the body; its bytes then count as held."""
         declared = request.headers.get("content-length")
         if declared is not None and int(declared) > max_bytes:
             raise _too_large(max_bytes)
@@ -88,7 +88,7 @@ class Intake:
                     if size > max_bytes:
                         raise _too_large(max_bytes)
                     if self._held_bytes > self._limits.held_bytes:
-                        raise _busy("the requests in progress fill the memory that is set aside for them")
+                        raise _busy("the requests in progress fill the memory reserved for them")
                     chunks.append(chunk)
         except BaseException as error:
             self._held_bytes -= size
@@ -100,7 +100,7 @@ class Intake:
     async def run(
         self, work: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs
     ) -> _Result:
-        """The result of `work`, from a thread of the pool."""
+        """Run `work` in a thread of the pool, and return its result."""
         return await asyncio.wrap_future(self._pool.submit(work, *args, **kwargs))
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ def _too_large(max_bytes: int) -> HTTPException:
 
 
 def _too_slow(seconds: float) -> HTTPException:
-    # The rest of the body may still come, so nothing else can follow on this connection.
+    # The rest of the body may still arrive, so the connection cannot carry another request.
     return HTTPException(408, f"the body did not arrive within {seconds:g} seconds", headers={"connection": "close"})
 
 

@@ -56,7 +56,7 @@ class Metrics:
 
 
 def _describe(model: ServedModel, registry: CollectorRegistry | None) -> None:
-    """Gauges for the model: its identity, and the accuracy that the file claims (`cifar verify` checks it)."""
+    """Add gauges for the model: its identity, and the accuracy in its metadata, which `cifar verify` checks."""
     labels = {"version": model.version, "sha256": model.sha256}
     labels |= {key: model.metadata.get(key, "") for key in ("model", "precision", "toolkit_version")}
     info = Gauge("cifar_model_info", "The model served.", list(labels), registry=registry, multiprocess_mode="max")
@@ -65,7 +65,7 @@ def _describe(model: ServedModel, registry: CollectorRegistry | None) -> None:
     if accuracy is not None:
         gauge = Gauge(
             "cifar_model_test_accuracy",
-            "Accuracy on the test set, as the model file states it.",
+            "Accuracy on the test set, from the metadata of the model file.",
             registry=registry,
             multiprocess_mode="max",
         )

@@ -1,4 +1,4 @@
-"""The model that a server answers with: opened once from a private copy, and named by its SHA-256."""
+"""The served model: opened once from a private copy, and named by its SHA-256."""
 
 import hashlib
 import os
@@ -16,12 +16,12 @@ from toolkit.inference.pipeline import predict_decoded
 
 @dataclass(frozen=True)
 class ModelCopy:
-    """A private copy of a model file. All workers of a server open it, those too that replace one that died.
+    """A private copy of a model file, which all workers of a server open, including replacements.
 
     Attributes:
         path: the copy.
         sha256: of its contents.
-        provider: what runs it, as `open_model` takes it.
+        provider: as `open_model` takes it.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class ServedModel:
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """The file's own claims, such as its accuracy."""
+        """The metadata of the file, such as its accuracy; not verified."""
         return self.session.metadata
 
     def predict(self, picture: Picture, *, top: int, max_pixels: int) -> Prediction | Failure:
@@ -74,10 +74,10 @@ class ServedModel:
 
 
 def copy_model(path: str | os.PathLike[str], folder: Path, *, provider: str) -> ModelCopy:
-    """Copy the model file into `folder`; what happens to the original afterwards changes nothing.
+    """Copy the model file into `folder`, so that later changes of the original have no effect.
 
     Raises:
-        ToolkitError: the file cannot be read, or is no model of this toolkit.
+        ToolkitError: the file cannot be read, or was not written by `cifar export`.
     """
     content = read_model(path)
     copy = folder / "model.onnx"
@@ -86,10 +86,10 @@ def copy_model(path: str | os.PathLike[str], folder: Path, *, provider: str) -> 
 
 
 def open_copy(copy: ModelCopy) -> ServedModel:
-    """Open the model with one thread per call: requests run side by side instead.
+    """Open the model with one thread per call: requests run in parallel instead.
 
     Raises:
         UsageError: an unknown provider.
-        ToolkitError: the file is no model of this toolkit, or the provider cannot be had here.
+        ToolkitError: the file was not written by `cifar export`, or the provider is not available.
     """
     return ServedModel(open_model(copy.path, provider=copy.provider, threads=1), copy.sha256)

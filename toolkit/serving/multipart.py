@@ -1,4 +1,4 @@
-"""multipart/form-data in memory -> the pictures in it."""
+"""Split a body of multipart/form-data into pictures."""
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -10,7 +10,7 @@ _MAX_NAME = 255
 
 
 def split_pictures(content: bytes, content_type: str, *, max_pictures: int) -> list[Picture]:
-    """Every part of the form as a picture, whatever its field is called; its file name is for messages alone.
+    """Return each part of the form as a picture; field names are ignored, file names are used in messages only.
 
     Raises:
         HTTPException: 400 for a form that is malformed or without parts, 413 for one with too many.
@@ -33,18 +33,18 @@ def split_pictures(content: bytes, content_type: str, *, max_pictures: int) -> l
         parser.write(content)
         parser.finalize()
     except KeyError:
-        raise HTTPException(400, "the Content-Type multipart/form-data names no boundary") from None
+        raise HTTPException(400, "the Content-Type multipart/form-data lacks a boundary") from None
     except FormParserError as error:
-        raise HTTPException(400, "the body is no multipart/form-data with the boundary in its Content-Type") from error
+        raise HTTPException(400, "the body is not multipart/form-data with the boundary in its Content-Type") from error
     if not form.complete:
         raise HTTPException(400, "the multipart/form-data ends before its last boundary")
     if not form.pictures:
-        raise HTTPException(400, "the form holds no picture")
+        raise HTTPException(400, "the form is empty; expected at least one picture")
     return form.pictures
 
 
 class _Form:
-    """Collects the parts that the parser finds."""
+    """Collect the parts of a form from the events of the parser."""
 
     def __init__(self, max_pictures: int) -> None:
         self.pictures: list[Picture] = []

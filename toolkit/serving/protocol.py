@@ -1,6 +1,6 @@
-"""uvicorn's HTTP/1.1 protocol with limits on a request's head, and with a drain that loses no request.
+"""uvicorn's HTTP/1.1 protocol with limits on a request's head, and with a shutdown that answers accepted requests.
 
-uvicorn itself waits for a head as long as the client likes and stores headers of any size.
+uvicorn itself waits for a head without a timeout, and stores headers of any size.
 """
 
 import asyncio
@@ -90,14 +90,14 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _end_slow_head(self) -> None:
         if self._head_bytes is None:
-            self.transport.close()  # nothing was sent at all
+            self.transport.close()  # nothing was received
         elif self._is_idle():
             self._refuse(408, f"the head of the request did not arrive within {self.head_seconds:g} seconds")
         else:
             self._start_timer(self.head_seconds, self._end_slow_head)
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answer without the application, which has seen no request, and close once the client had time to read."""
+        """Answer without calling the application, and close once the client had time to read."""
         if not self._is_idle():  # pipelined behind a request that is being answered
             self.transport.close()
             return

@@ -1,4 +1,4 @@
-"""Starting and stopping the server: the model's copy, the socket, uvicorn in one process or several."""
+"""Start and stop the server: copy the model, open the socket, run uvicorn in one process or several."""
 
 import os
 import signal
@@ -26,12 +26,12 @@ from toolkit.serving.protocol import GuardedProtocol
 
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 30
-_DRAIN_SECONDS = 60  # more than the slowest request may take to arrive
+_DRAIN_SECONDS = 60  # more than the longest accepted request takes to arrive
 
 
 @dataclass(frozen=True)
 class WorkerApp:
-    """Builds the application of one process; it travels to the workers."""
+    """Build the application of one process; pickled and sent to the workers."""
 
     model: ModelCopy
     threads: int
@@ -86,7 +86,7 @@ def serve(
 
 
 def _open_as(path: Path, copy: ModelCopy) -> ServedModel:
-    """Open the copy; errors name the file that the user knows."""
+    """Open the copy; errors name the original file."""
     try:
         return open_copy(copy)
     except ToolkitError as error:
@@ -132,7 +132,7 @@ def make_config(
 
 
 def _run_one(app: WorkerApp, listener: socket.socket) -> None:
-    # uvicorn raises the signal that stopped it once more when all is done; stopping was what it asked for.
+    # uvicorn raises the signal that stopped it a second time at its end; the default handler makes that an exception.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         Server(make_config(app, workers=1)).run(sockets=[listener])

@@ -1,8 +1,8 @@
-"""The Open Inference Protocol (V2) over HTTP, with the binary tensor extension: what Triton's and KServe's clients use.
+"""The Open Inference Protocol (V2) over HTTP, with binary tensors, for clients of Triton and KServe.
 
 Specification: github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md; binary tensors:
-github.com/triton-inference-server/server, docs/protocol/extension_binary_data.md. Whichever form the model file takes,
-the protocol's input is `images`, UINT8 (N, 32, 32, 3), RGB.
+github.com/triton-inference-server/server, docs/protocol/extension_binary_data.md. The input is `images`, UINT8
+(N, 32, 32, 3), RGB, whatever the input format of the model file.
 """
 
 import json
@@ -34,7 +34,7 @@ class InferenceRequest:
     """A request after its checks.
 
     Attributes:
-        id: echoed in the response; None where there was none.
+        id: echoed in the response; None if the request has none.
         images: uint8 `(N, 32, 32, 3)`.
         outputs: the requested outputs in their order, and whether each is wanted in binary form.
     """
@@ -68,7 +68,7 @@ class V2:
         return routes
 
     async def health(self, request: Request) -> Response:
-        """200: a process that answers has its model open."""
+        """Return 200: a process opens its model before it answers requests."""
         return Response()
 
     async def server_metadata(self, request: Request) -> Response:
@@ -79,7 +79,7 @@ class V2:
         return Response()
 
     async def model_metadata(self, request: Request) -> Response:
-        """Inputs and outputs; under `parameters` the SHA-256 and what the file states about itself."""
+        """Return inputs and outputs; under `parameters` the SHA-256 and the metadata of the file."""
         self._check_model(request)
         session = self._model.session
         outputs = [{"name": name, "datatype": "FP32", "shape": [-1, len(session.class_names)]} for name in _OUTPUTS]
@@ -99,7 +99,7 @@ class V2:
         )
 
     async def infer(self, request: Request) -> Response:
-        """Both outputs for a tensor of images. Statuses: 200, 400, 404, 408, 413, 415, 503."""
+        """Return both outputs for a tensor of images. Statuses: 200, 400, 404, 408, 413, 415, 503."""
         self._check_model(request)
         if request.headers.get("content-encoding", "identity") != "identity":
             raise HTTPException(415, "a body with a Content-Encoding is not accepted; send it as it is")
@@ -145,61 +145,61 @@ class V2:
 
 
 def parse_request(content: bytes, json_length: str | None, *, max_images: int) -> InferenceRequest:
-    """The request in a body: JSON alone or, where its length is given in a header, JSON and then binary tensors.
+    """Parse a body: JSON alone or, if a header gives the length of the JSON, JSON followed by binary tensors.
 
     Raises:
-        HTTPException: 400 for what is malformed, 413 for more than `max_images` images.
+        HTTPException: 400 for a malformed request, 413 for more than `max_images` images.
     """
     split = len(content)
     if json_length is not None:
         if not (json_length.isascii() and json_length.isdecimal() and len(json_length) < 12):
-            raise _malformed("the header Inference-Header-Content-Length must be a number of bytes")
+            raise _bad_request("the header Inference-Header-Content-Length must be a number of bytes")
         split = int(json_length)
         if split > len(content):
-            raise _malformed(f"Inference-Header-Content-Length is {split}, but the body has {len(content)} bytes")
+            raise _bad_request(f"Inference-Header-Content-Length is {split}, but the body has {len(content)} bytes")
     try:
         request = json.loads(content[:split])
     except (ValueError, RecursionError) as error:
-        raise _malformed("the request is not valid JSON") from error
+        raise _bad_request("the request is not valid JSON") from error
     if not isinstance(request, dict):
-        raise _malformed("the request must be a JSON object")
+        raise _bad_request("the request must be a JSON object")
     identifier = request.get("id")
     if identifier is not None and not isinstance(identifier, str):
-        raise _malformed("id must be a string")
+        raise _bad_request("id must be a string")
     images = _parse_input(request.get("inputs"), memoryview(content)[split:], max_images)
     return InferenceRequest(identifier, images, _parse_outputs(request))
 
 
 def _parse_input(inputs: Any, binary: memoryview, max_images: int) -> NDArray[np.uint8]:
     if not (isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], dict)):
-        raise _malformed(f"inputs must be a list of one tensor, {_INPUT}")
+        raise _bad_request(f"inputs must be a list of one tensor, {_INPUT}")
     tensor = inputs[0]
     if tensor.get("name") != _INPUT or tensor.get("datatype") != "UINT8":
         found = f"{quote(tensor.get('name'))} {quote(tensor.get('datatype'))}"
-        raise _malformed(f"the input must be {_INPUT} with the datatype UINT8, not {found}")
+        raise _bad_request(f"the input must be {_INPUT} with the datatype UINT8, not {found}")
     shape = tensor.get("shape")
     if not (
         isinstance(shape, list) and all(type(size) is int for size in shape) and shape[1:] == _SHAPE and shape[0] >= 1
     ):
-        raise _malformed(f"the shape of {_INPUT} must be [N, 32, 32, 3] with N at least 1, not {quote(shape)}")
+        raise _bad_request(f"the shape of {_INPUT} must be [N, 32, 32, 3] with N at least 1, not {quote(shape)}")
     if shape[0] > max_images:
         raise HTTPException(413, f"a request may hold at most {max_images} images, not {quote(shape[0])}")
     parameters = _object(tensor, "parameters")
     if "shared_memory_region" in parameters:
-        raise _malformed("shared memory is not supported; send the tensor in the request")
+        raise _bad_request("shared memory is not supported; send the tensor in the request")
     if "binary_data_size" in parameters:
         if "data" in tensor:
-            raise _malformed("a tensor has data or binary_data_size, not both")
+            raise _bad_request("a tensor has data or binary_data_size, not both")
         return _binary_tensor(binary, parameters["binary_data_size"], shape)
     if len(binary):
-        raise _malformed(f"{len(binary)} bytes follow the JSON, but no input has a binary_data_size")
+        raise _bad_request(f"{len(binary)} bytes follow the JSON, but no input has a binary_data_size")
     return _json_tensor(tensor.get("data"), shape)
 
 
 def _binary_tensor(binary: memoryview, size: Any, shape: list[int]) -> NDArray[np.uint8]:
     expected = math.prod(shape)
     if type(size) is not int or size != expected or len(binary) != expected:
-        raise _malformed(
+        raise _bad_request(
             f"a UINT8 tensor of shape {shape} has {expected} bytes; binary_data_size is {quote(size)}, and "
             f"{len(binary)} bytes follow the JSON"
         )
@@ -207,15 +207,15 @@ def _binary_tensor(binary: memoryview, size: Any, shape: list[int]) -> NDArray[n
 
 
 def _json_tensor(data: Any, shape: list[int]) -> NDArray[np.uint8]:
-    """The elements, flat or nested, as JSON has them."""
+    """Convert the elements, a flat or nested list."""
     try:
         array = np.asarray(data) if isinstance(data, list) else None
     except (ValueError, OverflowError):  # rows of different lengths; nested beyond NumPy's limit
         array = None
     if array is None or array.dtype.kind not in "iu" or array.shape not in ((math.prod(shape),), tuple(shape)):
-        raise _malformed(f"data must be {math.prod(shape)} integers, flat or nested in the shape {shape}")
+        raise _bad_request(f"data must be {math.prod(shape)} integers, flat or nested in the shape {shape}")
     if array.min() < 0 or array.max() > 255:
-        raise _malformed("data of the datatype UINT8 must lie between 0 and 255")
+        raise _bad_request("data of the datatype UINT8 must lie between 0 and 255")
     return array.astype(np.uint8).reshape(shape)
 
 
@@ -225,14 +225,14 @@ def _parse_outputs(request: dict[str, Any]) -> dict[str, bool]:
     if requested is None:
         return dict.fromkeys(_OUTPUTS, all_binary)
     if not (isinstance(requested, list) and requested and all(isinstance(output, dict) for output in requested)):
-        raise _malformed("outputs must be a list of objects")
+        raise _bad_request("outputs must be a list of objects")
     outputs: dict[str, bool] = {}
     for output in requested:
         name, parameters = output.get("name"), _object(output, "parameters")
         if name not in _OUTPUTS or name in outputs:
-            raise _malformed(f"each of the outputs must be one of {', '.join(_OUTPUTS)}, once, not {quote(name)}")
+            raise _bad_request(f"each of the outputs must be one of {', '.join(_OUTPUTS)}, once, not {quote(name)}")
         if "classification" in parameters or "shared_memory_region" in parameters:
-            raise _malformed("the extensions for classification and shared memory are not supported")
+            raise _bad_request("the extensions for classification and shared memory are not supported")
         outputs[name] = _flag(parameters, "binary_data", all_binary)
     return outputs
 
@@ -242,16 +242,16 @@ def _object(parent: dict[str, Any], key: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise _malformed(f"{key} must be an object")
+        raise _bad_request(f"{key} must be an object")
     return value
 
 
 def _flag(parameters: dict[str, Any], key: str, default: bool) -> bool:
     value = parameters.get(key, default)
     if not isinstance(value, bool):
-        raise _malformed(f"{key} must be true or false")
+        raise _bad_request(f"{key} must be true or false")
     return value
 
 
-def _malformed(message: str) -> HTTPException:
+def _bad_request(message: str) -> HTTPException:
     return HTTPException(400, message)

@@ -4,7 +4,7 @@ from toolkit.data.dataset import DataSource, find_data
 from toolkit.data.images import Images
 from toolkit.recipes.recipe import Recipe, load_recipe
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from toolkit.runs.folder import RunFolder, create_run, newest_finished_run, open_run
+from toolkit.runs.folder import RunFolder, create_run, find_newest_finished_run, open_run
 from toolkit.runs.seeds import SeedRuns, Spread, begin_seeds, find_seeds, spread
 from toolkit.training.trainer import EpochRecord, train
 
@@ -20,10 +20,10 @@ __all__ = [
     "begin_seeds",
     "create_run",
     "find_data",
+    "find_newest_finished_run",
     "find_seeds",
     "load_checkpoint",
     "load_recipe",
-    "newest_finished_run",
     "open_run",
     "save_checkpoint",
     "spread",

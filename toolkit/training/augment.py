@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Beta
 
 
-def padded(images: Tensor, padding: int) -> Tensor:
+def pad(images: Tensor, padding: int) -> Tensor:
     """uint8 (N, 3, 32, 32) to (N, 32 + 2 * padding, 32 + 2 * padding, 3), channels last, black on all sides."""
     return F.pad(images, (padding,) * 4).permute(0, 2, 3, 1).contiguous()
 
@@ -18,7 +18,7 @@ def crop_and_flip(images: Tensor, indices: Tensor, *, size: int, random_crop: bo
     """A batch cut out of padded images: each its own window, every second one mirrored on average.
 
     Args:
-        images: what `padded` gave: uint8 (N, S, S, 3).
+        images: from `pad`: uint8 (N, S, S, 3).
         indices: which of them, int64 (B,), on the same device.
         size: side of the window, pixels.
         random_crop: every offset is equally likely; else the window lies in the middle.
@@ -43,7 +43,7 @@ def crop_and_flip(images: Tensor, indices: Tensor, *, size: int, random_crop: bo
 
 
 def random_erasing(images: Tensor, probability: float) -> Tensor:
-    """Put a rectangle of the mean colour over some of the images, each its own.
+    """Put a rectangle of the mean color over some of the images, each its own.
 
     Source: Zhong et al., "Random Erasing Data Augmentation", arXiv:1708.04896: the rectangle's area is 2 to 40% of the
     image's, its aspect ratio 0.3 to 1 / 0.3. Here the ratio's logarithm is uniform, so that lying rectangles are as

@@ -100,7 +100,7 @@ class CapturedStep:
         self.can_record = True
 
     def __call__(self, indices: Tensor, crop_size: int) -> None:
-        if len(indices) == len(self.indices) and self._is_recorded(indices, crop_size):
+        if len(indices) == len(self.indices) and self._ensure_recorded(indices, crop_size):
             self._replay(indices, crop_size)
         else:
             self._run_eagerly(indices, crop_size)
@@ -112,7 +112,7 @@ class CapturedStep:
     def _run_eagerly(self, indices: Tensor, crop_size: int) -> None:
         self.recorder.run(lambda: self.step(indices, crop_size))
 
-    def _is_recorded(self, indices: Tensor, crop_size: int) -> bool:
+    def _ensure_recorded(self, indices: Tensor, crop_size: int) -> bool:
         """Whether this crop size can be replayed now; counts warm-up steps, and records after enough of them."""
         if not self.can_record:
             return False

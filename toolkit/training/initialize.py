@@ -54,28 +54,28 @@ def require_unseen_validation(init: Checkpoint, recipe: Recipe, identity: dict[s
 
 
 @dataclass(frozen=True)
-class Taken:
+class InitializedLayers:
     """The layers with weights of a network, by the source of their weights.
 
     Attributes:
-        taken: names of the layers with weights from the checkpoint.
+        loaded: names of the layers with weights from the checkpoint.
         new: names of the layers with random weights.
     """
 
-    taken: tuple[str, ...]
+    loaded: tuple[str, ...]
     new: tuple[str, ...]
 
     def describe(self, init: Checkpoint) -> str:
         """One line for the user."""
-        count = len(self.taken) + len(self.new)
-        new = f"; new: {', '.join(self.new[:3])}" + (f" and {len(self.new) - 3} others" if len(self.new) > 3 else "")
+        count = len(self.loaded) + len(self.new)
         trained_on = display(init.data.get("name", "?"))
-        return f"Initial weights of {len(self.taken)} of {count} layers from a {init.model} trained on {trained_on}" + (
-            new if self.new else ""
-        )
+        text = f"Initial weights of {len(self.loaded)} of {count} layers from a {init.model} trained on {trained_on}"
+        if self.new:
+            text += f"; new: {', '.join(self.new[:3])}"
+        return f"{text} and {len(self.new) - 3} others" if len(self.new) > 3 else text
 
 
-def load_fitting_layers(network: nn.Module, init: Checkpoint, class_names: tuple[str, ...]) -> Taken:
+def load_fitting_layers(network: nn.Module, init: Checkpoint, class_names: tuple[str, ...]) -> InitializedLayers:
     """Load the layers of `init` that have the same name and shapes; the last one only if the classes are the same.
 
     Args:
@@ -87,7 +87,7 @@ def load_fitting_layers(network: nn.Module, init: Checkpoint, class_names: tuple
         ToolkitError: no layer fits.
     """
     given = init.network().state_dict()
-    taken, new = [], []
+    loaded, new = [], []
     for name, layer in network.named_modules():
         weights: dict[str, Any] = layer.state_dict()
         if not weights or list(layer.children()):
@@ -96,9 +96,9 @@ def load_fitting_layers(network: nn.Module, init: Checkpoint, class_names: tuple
         fits = all(value is not None and value.shape == weights[key].shape for key, value in found.items())
         if fits and (name != "linear" or init.class_names == class_names):
             layer.load_state_dict(found)
-            taken.append(name)
+            loaded.append(name)
         else:
             new.append(name)
-    if not taken:
+    if not loaded:
         raise ToolkitError(f"no layer of the {init.model} in the initial checkpoint fits: choose the same --model")
-    return Taken(tuple(taken), tuple(new))
+    return InitializedLayers(tuple(loaded), tuple(new))

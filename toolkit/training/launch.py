@@ -7,16 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from toolkit.data.dataset import FOUND_BY_NAME, PICTURES, DataSource, find_data
-from toolkit.data.download import Progress as DownloadProgress
+from toolkit.data.dataset import PICTURES, DataSource, find_data
 from toolkit.device import choose_device
 from toolkit.errors import UsageError
 from toolkit.interrupt import describe_interrupt
 from toolkit.recipes.recipe import Recipe, load_recipe, preset_names, scale_warmup
-from toolkit.reporting import Note, Progress, ignore
+from toolkit.reporting import Note, ignore
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint
-from toolkit.runs.folder import RUNS, RunFolder, create_run, find_checkpoint, open_run, require_name, unfinished_run
-from toolkit.runs.location import DataLocation, location_beside
+from toolkit.runs.folder import (
+    RUNS,
+    RunFolder,
+    create_run,
+    find_checkpoint,
+    find_unfinished_run,
+    open_run,
+    require_name,
+)
+from toolkit.runs.location import DataLocation, find_training_data
 from toolkit.runs.seeds import SeedRuns, begin_seeds
 from toolkit.training.distillation import require_fitting
 from toolkit.training.initialize import load_initial
@@ -38,7 +45,7 @@ class LaunchOptions:
         data: as `find_data` takes it.
         skip_damaged: continue without pictures that cannot be read.
         init: a run, a checkpoint or "shipped" to start from; None for random weights.
-        teacher: a run or a checkpoint to distil from.
+        teacher: a run or a checkpoint to distill from.
         name: of the run's folder, or of the folder of seeds; None for one made from recipe, model and seed.
         runs: the folder of runs.
         resume: a run to resume, by name or path.
@@ -79,7 +86,7 @@ class LaunchOptions:
 
 
 @dataclass(frozen=True)
-class Launched:
+class LaunchResult:
     """A finished launch.
 
     Attributes:
@@ -104,7 +111,7 @@ class Display(Protocol):
 
 
 MakeDisplay = Callable[..., Display]  # (recipe, *, epochs_done, suggest_fast)
-TrainElsewhere = Callable[[Sequence[RunFolder], DataSource], None]
+TrainElsewhere = Callable[[LaunchOptions, Sequence[RunFolder], DataSource], None]
 
 
 def launch(
@@ -112,18 +119,17 @@ def launch(
     *,
     display: MakeDisplay,
     note: Note = ignore,
-    download_progress: DownloadProgress = ignore,
-    on_pictures: Progress = ignore,
     train_elsewhere: TrainElsewhere | None = None,
-) -> Launched:
+    **data_callbacks: Any,
+) -> LaunchResult:
     """Train what the options ask for. All that can be checked without the data is checked before they are fetched.
 
     Args:
         options: see there.
         display: makes the display of one run: `toolkit.display.TrainingDisplay`.
         note: called with one line before each run.
-        download_progress, on_pictures: see `find_data`.
-        train_elsewhere: trains the unfinished runs of several seeds to their end, instead of one after the other here.
+        train_elsewhere: trains the unfinished runs of several seeds where `options.on` says; used with `on` only.
+        data_callbacks: `progress` and `on_pictures` of `find_data`.
 
     Raises:
         KeyboardInterrupt: interrupted; its message names the command that resumes.
@@ -134,9 +140,9 @@ def launch(
         require_name(options.name)
     if options.tensorboard:
         require_tensorboard()
-    if train_elsewhere is not None and options.seeds is None:
+    if options.on is not None and options.seeds is None:
         raise UsageError("--on trains several seeds at once: give their number with --seeds N")
-    launcher = _Launcher(options, display, note, download_progress, on_pictures, train_elsewhere)
+    launcher = _Launcher(options, display, note, train_elsewhere if options.on else None, data_callbacks)
     if options.resume is not None:
         return launcher.resume_run(options.resume)
     if options.seeds is not None:
@@ -152,15 +158,13 @@ class _Launcher:
         options: LaunchOptions,
         display: MakeDisplay,
         note: Note,
-        download_progress: DownloadProgress,
-        on_pictures: Progress,
         train_elsewhere: TrainElsewhere | None,
+        data_callbacks: dict[str, Any],
     ) -> None:
         self.options, self.display, self.note = options, display, note
-        self.download_progress, self.on_pictures = download_progress, on_pictures
-        self.train_elsewhere = train_elsewhere
+        self.train_elsewhere, self.data_callbacks = train_elsewhere, data_callbacks
 
-    def resume_run(self, name: str) -> Launched:
+    def resume_run(self, name: str) -> LaunchResult:
         options = self.options
         if options.seeds is not None:
             raise UsageError("--resume resumes one run: leave out --seeds, which resumes its own runs by itself")
@@ -172,9 +176,9 @@ class _Launcher:
         run = open_run(name, root=options.runs)
         if run.is_finished:
             raise UsageError(f"the run {run.path} is finished: there is nothing to resume")
-        return self._train(run, source=self._find_data(run.last), resume=True)
+        return self._train(run, source=self._find_training_data(run.last), resume=True)
 
-    def train_new_run(self) -> Launched:
+    def train_new_run(self) -> LaunchResult:
         init, teacher = self._init(), self._teacher()
         recipe = self._recipe(init)
         require_fitting(teacher, recipe, teacher.class_names if teacher else ())
@@ -182,17 +186,17 @@ class _Launcher:
         recipe = self._fit_to_data(recipe, source)
         require_fitting(teacher, recipe, source.class_names)
         stem = f"{self._stem(recipe)}-seed{recipe.run.seed}"
-        if self.options.name is None and (unfinished := unfinished_run(stem, root=self.options.runs)):
+        if self.options.name is None and (unfinished := find_unfinished_run(stem, root=self.options.runs)):
             self.note(
                 f"{unfinished.path} is unfinished; this starts a new run. To resume that one instead: "
                 f"{self.options.resume_command('--resume', str(unfinished.path))}"
             )
         run = create_run(recipe, stem=stem, name=self.options.name, root=self.options.runs, init=init)
-        with _removed_if_not_begun(run):
+        with _remove_if_not_begun(run):
             self._record_location(run, source)
             return self._train(run, source=source, teacher=teacher)
 
-    def train_seeds(self, seeds: int) -> Launched:
+    def train_seeds(self, seeds: int) -> LaunchResult:
         init, teacher = self._init(), self._teacher()
         recipe = self._recipe(init)
         if "seed" in self.options.changes.get("run", {}):
@@ -200,12 +204,12 @@ class _Launcher:
         require_fitting(teacher, recipe, teacher.class_names if teacher else ())
         name = self.options.name or f"{self._stem(recipe)}-seeds"
         root = self.options.runs
-        source = self._find_data(root / name / "seed0" / "last.pt")
+        source = self._find_training_data(root / name / "seed0" / "last.pt")
         recipe = self._fit_to_data(recipe, source)
         require_fitting(teacher, recipe, source.class_names)
         seed_runs = begin_seeds(recipe, seeds=seeds, source=source, name=name, root=root, teacher=teacher, init=init)
-        with _removed_if_not_begun(*seed_runs.runs):
-            unfinished = seed_runs.unfinished()
+        with _remove_if_not_begun(*seed_runs.runs):
+            unfinished = seed_runs.find_unfinished()
             for run in seed_runs.runs:
                 self._record_location(run, source)
             for run in seed_runs.runs:
@@ -216,15 +220,15 @@ class _Launcher:
                     self._train(run, source=source, teacher=teacher, resume=run.last.is_file(), resume_command=resume)
             if self.train_elsewhere is not None and unfinished:
                 self._train_elsewhere(seed_runs, source, self.train_elsewhere)
-        return Launched(seed_runs.path, seed_runs.write_summary(), several=True)
+        return LaunchResult(seed_runs.path, seed_runs.write_summary(), several=True)
 
     def _train_elsewhere(self, seed_runs: SeedRuns, source: DataSource, train_elsewhere: TrainElsewhere) -> None:
-        unfinished = seed_runs.unfinished()
+        unfinished = seed_runs.find_unfinished()
         self.note(f"Training {len(unfinished)} seeds on {source.name} with {self.options.on}, in {seed_runs.path}")
         try:
-            train_elsewhere(unfinished, source)
+            train_elsewhere(self.options, unfinished, source)
         except KeyboardInterrupt as interrupt:
-            finished = seed_runs.n - len(seed_runs.unfinished())
+            finished = seed_runs.n - len(seed_runs.find_unfinished())
             raise KeyboardInterrupt(
                 f"interrupted; {finished} of {seed_runs.n} seeds are finished, and the completed epochs of the others "
                 f"are kept in {seed_runs.path}. Resume with: {self._resume_seeds(seed_runs)}"
@@ -237,11 +241,11 @@ class _Launcher:
     def _recipe(self, init: Checkpoint | None) -> Recipe:
         recipe = load_recipe(self._recipe_name)
         if init is not None and self.options.recipe is None:
-            recipe = recipe.replaced({"run": {"model": init.model}})
+            recipe = recipe.replace({"run": {"model": init.model}})
         changes = scale_warmup(recipe, self.options.changes)
         if "warmup_epochs" in changes and "warmup_epochs" not in self.options.changes:
             self.note(f"Warm-up scaled with the epochs, to {changes['warmup_epochs']:g} epochs")
-        return recipe.replaced(changes)
+        return recipe.replace(changes)
 
     def _fit_to_data(self, recipe: Recipe, source: DataSource) -> Recipe:
         """Under a preset, hold a share of the user's own pictures out rather than as many as of CIFAR-10."""
@@ -249,7 +253,7 @@ class _Launcher:
         if source.name != PICTURES or own_size or recipe.run.val_size in (0, PICTURES_VAL_SIZE):
             return recipe
         self.note(f"Validation: {PICTURES_VAL_SIZE:.0%} of the training pictures; --val-size changes that")
-        return recipe.replaced({"run": {"val_size": PICTURES_VAL_SIZE}})
+        return recipe.replace({"run": {"val_size": PICTURES_VAL_SIZE}})
 
     def _record_location(self, run: RunFolder, source: DataSource) -> None:
         """Record where the pictures are, so that later commands find them without --data."""
@@ -270,21 +274,21 @@ class _Launcher:
             return None
         return load_checkpoint(find_checkpoint(self.options.teacher, root=self.options.runs))
 
-    def _find_data(self, checkpoint: Path | None = None) -> DataSource:
-        """The data that the options name; without any, those of the resumed run, as far as it records their place."""
-        data, skip_damaged = self.options.data, self.options.skip_damaged
-        if data is None and checkpoint is not None:
-            if location := location_beside(checkpoint):
-                data, skip_damaged = str(location.path), skip_damaged or location.skip_damaged
-            elif checkpoint.is_file():
-                name = load_checkpoint(checkpoint).data.get("name")
-                data = name if name in FOUND_BY_NAME else None
-        return find_data(
-            data,
-            skip_damaged=skip_damaged,
-            progress=self.download_progress,
-            on_pictures=self.on_pictures,
+    def _find_data(self) -> DataSource:
+        options = self.options
+        return find_data(options.data, skip_damaged=options.skip_damaged, note=self.note, **self.data_callbacks)
+
+    def _find_training_data(self, checkpoint: Path) -> DataSource:
+        """The data that the options name; without any, those of the run that is resumed."""
+        options = self.options
+        recorded = load_checkpoint(checkpoint).data if options.data is None and checkpoint.is_file() else {}
+        return find_training_data(
+            recorded,
+            data=options.data,
+            model=checkpoint,
+            skip_damaged=options.skip_damaged,
             note=self.note,
+            **self.data_callbacks,
         )
 
     def _resume_seeds(self, seed_runs: SeedRuns) -> str:
@@ -304,7 +308,7 @@ class _Launcher:
         teacher: Checkpoint | None = None,
         resume: bool = False,
         resume_command: str | None = None,
-    ) -> Launched:
+    ) -> LaunchResult:
         """Train one run and show its progress."""
         recipe, options = run.recipe(), self.options
         self.note(f"{'Resuming' if resume else 'Training'} {recipe.run.model} on {source.name}, in {run.path}")
@@ -336,11 +340,11 @@ class _Launcher:
                 on_progress=shown.step,
                 note=shown.note,
             )
-        return Launched(run.path, summary, several=False)
+        return LaunchResult(run.path, summary, several=False)
 
 
 @contextlib.contextmanager
-def _removed_if_not_begun(*runs: RunFolder) -> Iterator[None]:
+def _remove_if_not_begun(*runs: RunFolder) -> Iterator[None]:
     """Remove run folders after a failure before the first checkpoint: they hold nothing but their recipes.
 
     As soon as one of several seeds has a checkpoint, all folders stay: a missing folder would be missing in summaries.

@@ -48,11 +48,11 @@ class ReplayCheck:
         """
         trials = ((indices, 1.0), ((indices + 1) % (indices.max() + 1), 0.5))
         for seed, (batch, share) in enumerate(trials):
-            with self._restored(seed, share):
+            with self._temporary_state(seed, share):
                 before = self._clones()
                 replay(batch)
                 replayed = self._clones()
-            with self._restored(seed, share):
+            with self._temporary_state(seed, share):
                 eager(batch)
                 difference = self._compare(before, replayed)
             if difference:
@@ -63,7 +63,7 @@ class ReplayCheck:
         return [tensor.detach().clone() for tensor in self.tensors()]
 
     @contextmanager
-    def _restored(self, seed: int, share: float) -> Iterator[None]:
+    def _temporary_state(self, seed: int, share: float) -> Iterator[None]:
         """Seed the generators and set the learning rates to a share of the highest; put everything back at the end."""
         device = self.loss.device
         before, rates_before = self._clones(), [rate.clone() for rate, _ in self.learning_rates]

@@ -37,7 +37,7 @@ class TrainingStep:
         network: in channels_last layout, on the device.
         optimizer: from `make_optimizer`, over the network's parameters.
         recipe: augmentation and loss.
-        images: the padded training images (`augment.padded`), uint8 (N, S, S, 3), on the device.
+        images: the padded training images (`augment.pad`), uint8 (N, S, S, 3), on the device.
         labels: int64 (N,), on the device.
         statistics: by which the images are normalized.
         dtype: number format of the forward pass; weights and loss stay float32.

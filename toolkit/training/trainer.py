@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from models import ResNet, build_model
 from toolkit import __version__
 from toolkit.cores import waiting_seconds
-from toolkit.data.channels import ChannelStatistics, statistics_of
+from toolkit.data.channels import ChannelStatistics, choose_channel_statistics
 from toolkit.data.dataset import DataSource, data_identity, require_same_data
 from toolkit.data.images import Images
 from toolkit.data.split import split_images
@@ -39,11 +39,11 @@ from toolkit.evaluation.metrics import Metrics, compute_logits, measure
 from toolkit.evaluation.plots import plot_confusion, plot_curves
 from toolkit.files import shorten
 from toolkit.recipes.recipe import Recipe
-from toolkit.recipes.schedule import crop_size_of, learning_rate
+from toolkit.recipes.schedule import choose_crop_size, learning_rate
 from toolkit.reporting import Note, Progress, ignore
-from toolkit.runs.checkpoint import Checkpoint, identity_of, load_checkpoint, save_checkpoint
+from toolkit.runs.checkpoint import Checkpoint, identify_checkpoint, load_checkpoint, save_checkpoint
 from toolkit.runs.folder import RunFolder
-from toolkit.training.augment import padded
+from toolkit.training.augment import pad
 from toolkit.training.averaging import WeightAverage
 from toolkit.training.distillation import require_fitting
 from toolkit.training.initialize import load_fitting_layers, require_unseen_validation
@@ -129,7 +129,7 @@ def train(
     """
     keep_freed_memory()
     use_available_cores()
-    with run.locked():
+    with run.lock():
         trainer = _Trainer(
             recipe,
             source=source,
@@ -168,8 +168,8 @@ class _Trainer:
         self.precision = str(self.dtype).removeprefix("torch.")
         images = source.train()
         self.identity = data_identity(source.name, images)
-        self.teacher_identity = identity_of(teacher) if teacher else None
-        self.init_identity = identity_of(init) if init else None
+        self.teacher_identity = identify_checkpoint(teacher) if teacher else None
+        self.init_identity = identify_checkpoint(init) if init else None
         if teacher is not None:
             require_same_data(teacher.data, self.identity, what="the teacher")
         self.class_names, self.findings = source.class_names, source.findings()
@@ -197,7 +197,7 @@ class _Trainer:
             self.network,
             self.optimizer,
             recipe=recipe,
-            images=padded(self.train_images.images, recipe.data_augmentation.crop_padding).to(device),
+            images=pad(self.train_images.images, recipe.data_augmentation.crop_padding).to(device),
             labels=self.train_images.labels.to(device),
             statistics=self.statistics,
             dtype=self.dtype,
@@ -332,7 +332,7 @@ class _Trainer:
     def _run_steps(self, epoch: int, on_progress: Progress) -> float:
         """Train on each image once, in random order; return the last learning rate."""
         images = len(self.train_images)
-        crop_size = crop_size_of(self.recipe, epoch)
+        crop_size = choose_crop_size(self.recipe, epoch)
         order = torch.randperm(images, device=self.device)
         rate, done = 0.0, 0
         for indices in order.split(self.recipe.batch_size):
@@ -441,7 +441,7 @@ def _choose_statistics(
             "the initial weights and the teacher normalize images by different means: leave out --init, or use a "
             "teacher that started from the same model"
         )
-    return given[0] if given else statistics_of(source_name, train_images.images)
+    return given[0] if given else choose_channel_statistics(source_name, train_images.images)
 
 
 def _load_teacher(

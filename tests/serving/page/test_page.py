@@ -248,19 +248,19 @@ def test_themes_and_widths(open_page, shipped, picture, tmp_path, scheme, width)
     tab.choose(picture, long_name, tmp_path / "notes.txt")
     tab.page.eval_on_selector_all("details", "all => all.forEach((one) => (one.open = true))")
     assert tab.page.evaluate("document.documentElement.scrollWidth") == width
-    grounds = colours(tab, "body, .card", "backgroundColor")
-    texts = colours(tab, "h1, h2, h3, p, dt, dd, summary, .bars span, .chips li", "color")
+    grounds = colors(tab, "body, .card", "backgroundColor")
+    texts = colors(tab, "h1, h2, h3, p, dt, dd, summary, .bars span, .chips li", "color")
     assert all((luminance(ground) > 0.5) == (scheme == "light") for ground in grounds)
     assert min(contrast(text, ground) for text in texts for ground in grounds) >= 4.5
 
 
-def colours(tab, selector, property):
+def colors(tab, selector, property):
     return set(tab.page.eval_on_selector_all(selector, f"all => all.map((one) => getComputedStyle(one).{property})"))
 
 
-def luminance(colour):
+def luminance(color):
     """WCAG's relative luminance of "rgb(r, g, b)"."""
-    levels = np.array([float(level) for level in colour[colour.index("(") + 1 : -1].split(",")[:3]]) / 255
+    levels = np.array([float(level) for level in color[color.index("(") + 1 : -1].split(",")[:3]]) / 255
     linear = np.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
     return float(linear @ [0.2126, 0.7152, 0.0722])
 

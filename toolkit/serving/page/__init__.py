@@ -1,4 +1,4 @@
-"""The web page: a model in one HTML file that runs in any browser, or the same page asking the server that sent it."""
+"""The web page: one HTML file that runs the model in the browser, or sends pictures to the server that served it."""
 
 from toolkit.serving.page.model import PageModel, read_page_model
 from toolkit.serving.page.render import WrittenPage, render_page, write_page

@@ -1,7 +1,7 @@
-"""Take onnxruntime-web from its npm package into runtime/: gzipped files, and runtime.json with their SHA-256.
+"""Copy onnxruntime-web from its npm package into runtime/: gzipped files, and runtime.json with their SHA-256.
 
-Run with the version that is wanted, `python -m toolkit.serving.page.fetch_runtime 1.30.0`; needs npm. The package
-holds no license text: runtime/LICENSE is that of the ONNX Runtime repository.
+Run with a version, `python -m toolkit.serving.page.fetch_runtime 1.30.0`; needs npm. The package comes without a
+license text: runtime/LICENSE is from the ONNX Runtime repository.
 """
 
 import gzip

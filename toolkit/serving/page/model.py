@@ -1,4 +1,4 @@
-"""The model that a page shows: its file, and what the file records about itself."""
+"""The model of a page: its file, and the figures in the file's metadata."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ class PageModel:
         content: the ONNX file.
         input_form: of its input, as in `Session.input_form`.
         class_names: in the order of its outputs.
-        metadata: the file's properties under `cifar.`, without that prefix. They are not trusted: only shown, as text.
+        metadata: the file's properties under `cifar.`, without that prefix; untrusted, shown as text only.
     """
 
     content: bytes
@@ -32,7 +32,7 @@ class PageModel:
 
     @classmethod
     def of(cls, session: Session) -> "PageModel":
-        """The model of an open session, read once more from its path.
+        """Make the model of a page from an open session; reads the file again.
 
         Raises:
             ToolkitError: the file cannot be read.
@@ -44,8 +44,8 @@ class PageModel:
         return hashlib.sha256(self.content).hexdigest()
 
     def figures(self) -> list[tuple[str, str]]:
-        """The page's headline: (figure, what it is) each."""
-        network = f"{self._recorded('model')}, {self._recorded('precision')}"
+        """The figures at the top of the page: (figure, label) each."""
+        network = f"{self._format_value('model')}, {self._format_value('precision')}"
         return [
             (self._percentage("test_accuracy"), f"test accuracy, {self._count('test_images')} images"),
             (f"{len(self.class_names):,}", "classes"),
@@ -53,21 +53,21 @@ class PageModel:
         ]
 
     def checks(self) -> list[tuple[str, str]]:
-        """What the export gate recorded in the file: (name, value) each."""
+        """The results of the gate in the file's metadata: (name, value) each."""
         correct, images = self._count("test_correct"), self._count("test_images")
         return [
-            ("Checked by", f"the export gate of cifar {self._recorded('toolkit_version')}"),
-            ("Date", self._recorded("date")),
+            ("Checked by", f"the export gate of cifar {self._format_value('toolkit_version')}"),
+            ("Date", self._format_value("date")),
             ("Test accuracy", f"{self._percentage('test_accuracy')} ({correct} of {images})"),
             ("Accuracy required", self._percentage("min_accuracy")),
-            ("Largest logit difference from PyTorch", self._recorded("parity_max_logit_difference")),
-            ("Labels that differ from PyTorch", self._recorded("parity_differing_labels")),
+            ("Largest logit difference from PyTorch", self._format_value("parity_max_logit_difference")),
+            ("Labels that differ from PyTorch", self._format_value("parity_differing_labels")),
             ("Data", self._data_name()),
-            ("Checkpoint SHA-256", self._recorded("checkpoint_sha256")),
+            ("Checkpoint SHA-256", self._format_value("checkpoint_sha256")),
             ("Model file SHA-256", self.sha256),
         ]
 
-    def _recorded(self, key: str) -> str:
+    def _format_value(self, key: str) -> str:
         return shorten(self.metadata.get(key) or NOT_RECORDED)
 
     def _percentage(self, key: str) -> str:
@@ -89,9 +89,9 @@ class PageModel:
 
 
 def read_page_model(path: str | os.PathLike[str] | None = None) -> PageModel:
-    """The model at `path`, by default the one that `cifar predict` takes.
+    """Read the model at `path`, by default that of `cifar predict`.
 
     Raises:
-        ToolkitError: there is no model, or the file is no model of this toolkit.
+        ToolkitError: there is no model, or the file was not written by `cifar export`.
     """
     return PageModel.of(open_model(find_model(path), provider="cpu", threads=1))

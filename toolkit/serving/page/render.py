@@ -1,4 +1,4 @@
-"""Writes the page: template, style, scripts and data in one HTML document, under a Content-Security-Policy."""
+"""Write the page: template, style, scripts and data in one HTML document, under a Content-Security-Policy."""
 
 import base64
 import gzip
@@ -39,10 +39,10 @@ class WrittenPage:
 
 
 def write_page(path: Path, model: str | os.PathLike[str] | None = None) -> WrittenPage:
-    """Write the page with the model, by default the one that `cifar predict` takes, inside.
+    """Write the page with a model inside, by default that of `cifar predict`.
 
     Raises:
-        ToolkitError: there is no model, the file is no model of this toolkit, or the page cannot be written.
+        ToolkitError: there is no model, the file was not written by `cifar export`, or the page cannot be written.
     """
     chosen = read_page_model(model)
     content = render_page(chosen).encode()
@@ -52,11 +52,11 @@ def write_page(path: Path, model: str | os.PathLike[str] | None = None) -> Writt
 
 
 def render_page(model: PageModel, *, mode: Mode = "embedded") -> str:
-    """The page as an HTML document. The same arguments give the same document.
+    """Return the page as an HTML document; equal arguments give equal documents.
 
     Args:
         model: the model to show.
-        mode: "embedded" puts the model and onnxruntime-web into the page, which then makes no request at all;
+        mode: "embedded" puts the model and onnxruntime-web into the page, which then makes no requests;
             "server" leaves them out: the page posts each picture to `predict`, relative to its own address.
 
     Raises:
@@ -79,12 +79,12 @@ def _read(name: str) -> str:
 
 
 def _fill(template: str, **parts: str) -> str:
-    """Each {{name}} once, in one pass: what is inserted is not searched."""
+    """Replace each {{name}} in one pass, so that inserted text is not searched."""
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
 def _policy(style: str, scripts: list[str], mode: Mode) -> str:
-    """Only these scripts and this style; the embedded page may run WebAssembly and reach no address at all."""
+    """The Content-Security-Policy: only these scripts and this style; the embedded page cannot send requests."""
     sources = [_hash_source(script) for script in scripts]
     if mode == "embedded":
         sources += ["blob:", "'wasm-unsafe-eval'"]  # onnxruntime-web, imported from memory

@@ -28,7 +28,7 @@ _RECORD = re.compile(
 )
 
 
-def read_archive(path: Path) -> tuple[Any, str]:
+def read_torch_file(path: Path) -> tuple[Any, str]:
     """Load the file at `path` to the CPU; return its contents and the SHA-256 of the bytes that were loaded.
 
     Raises:

@@ -1,0 +1,92 @@
+"""Options of the commands, declared for Typer: those of several commands once, and the longer ones of a single one."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from toolkit.recipes.recipe import preset_names
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="Folder of pictures, CSV file, folder with CIFAR, cifar10, cifar100 or demo. [default: $CIFAR_DATA, then "
+        "CIFAR-10 in the cache folder]",
+    ),
+]
+SkipDamaged = Annotated[bool, typer.Option("--skip-damaged", help="Continue without pictures that cannot be read.")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="ONNX file. [default: $CIFAR_MODEL, ./model.onnx, the shipped model]")
+]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder of runs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+MinAccuracy = Annotated[
+    float | None,
+    typer.Option(
+        "--min-accuracy", help="Required accuracy on the test set, in (0, 1]. [CIFAR-10: 0.91; own pictures: required]"
+    ),
+]
+Provider = Annotated[
+    Literal["auto", "cpu", "cuda", "tensorrt"], typer.Option("--provider", help="Where ONNX Runtime runs the model.")
+]
+GateProvider = Annotated[Literal["cpu", "cuda"], typer.Option("--provider", help="Where the gate runs the model.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Quick = Annotated[bool, typer.Option("--quick", help="One short round.")]
+BatchSizes = Annotated[list[int] | None, typer.Option("--batch-size", help="May be given more than once.")]
+On = Annotated[
+    str | None,
+    typer.Option("--on", help="Where to run: local (processes), ray, or the address of a Ray cluster."),
+]
+
+# Of `cifar train`
+
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", help=f"File, or preset: {', '.join(preset_names())}. [default: reference]")
+]
+Init = Annotated[
+    str | None,
+    typer.Option("--init", help="Run or checkpoint to start from, or `shipped`. Without --recipe: preset finetune."),
+]
+Teacher = Annotated[
+    str | None,
+    typer.Option("--teacher", help="Run or checkpoint to distill from; needs --distillation-weight."),
+]
+Seeds = Annotated[
+    int | None, typer.Option("--seeds", help="Train seeds 0 to N-1; repeat the command to resume.", min=1, metavar="N")
+]
+Step = Annotated[
+    Literal["auto", "eager", "graph"], typer.Option("--step", help="Kind of step; graph: captured as CUDA graphs.")
+]
+
+# Of `cifar evaluate`
+
+Target = Annotated[
+    str | None,
+    typer.Argument(help="Checkpoint, run, folder of seeds or ONNX file. [default: the newest finished run]"),
+]
+
+# Of `cifar export`
+
+Output = Annotated[Path, typer.Argument(help="ONNX file to write, or a folder for model.onnx.")]
+InputFormat = Annotated[
+    Literal["uint8-nhwc", "float-nchw", "picture"],
+    typer.Option("--input", help="Layout of the input; picture: one decoded picture of any size."),
+]
+
+# Of `cifar predict`
+
+Format = Annotated[
+    Literal["table", "json", "jsonl", "csv"] | None,
+    typer.Option("--format", help="Form of the result. [default: table; csv with --out]", show_default=False),
+]
+PredictionsPlot = Annotated[
+    Path | None,
+    typer.Option("--plot", help="Draw the pictures with their classes, at most 36, as a PNG file."),
+]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", help="Largest batch; the CPU never uses more than 32.", min=1, max=4096)
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Folder for the result in parts; repeat the command to resume.")
+]
