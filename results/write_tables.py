@@ -364,7 +364,8 @@ def server_section() -> str:
         found["picture"]
     }, sent again and again over open connections by wrk on the same machine. With 16 clients the ratio is
 {found["speedup_at_16_clients"]:.2f}. With one bad picture in ten for {soak["seconds"]} seconds: {
-        soak["requests"]:,} requests, {soak["lost"]} lost, {soak["refused"]:,} refused.
+        soak["requests"]:,} requests, {soak["lost"]} lost, {soak["refused"]:,} refused, memory {
+        soak["memory_start"] / 1e6:.0f} to {soak["memory_end"] / 1e6:.0f} MB.
 
 {table(headings, rows)}
 
