@@ -26,7 +26,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from models import ResNet
 from toolkit.data.cifar import CLASS_NAMES
 from toolkit.deploy import quantize
-from toolkit.deploy.export import build_graph
+from toolkit.deploy.export import export_graph
 from toolkit.deploy.gate import Gate
 from toolkit.deploy.metadata import write_metadata
 from toolkit.errors import ToolkitError
@@ -48,7 +48,7 @@ def make_bases(folder: Path) -> list[ModelProto]:
     network = ResNet(blocks_per_stage=1, widths=(4, 6, 8)).eval()
     bases = [onnx.load(SHIPPED_MODEL)]
     for input_format in ("uint8-nhwc", "float-nchw"):
-        fp32 = build_graph(network, input_format=input_format)  # type: ignore[arg-type]
+        fp32 = export_graph(network, input_format=input_format)  # type: ignore[arg-type]
         int8 = [quantize.to_int8(fp32, images, target=target)[0] for target in ("cpu", "gpu")]  # type: ignore[arg-type]
         bases += [fp32, quantize.to_fp16(fp32), *int8]
     for model in bases[1:]:

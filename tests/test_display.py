@@ -34,7 +34,7 @@ REPORT = Report(
     checks=(
         Check("file size", "1,097,012 bytes", "at most 67,108,864 bytes", True),
         Check("interface", SIGNATURE, SIGNATURE, True),
-        Check("precision", "[bold]fp32[/bold] :cat:", "reported: it decides the limits below", None),
+        Check("precision", "[bold]fp32[/bold] :cat:", "sets the limits below", None),
         Check("accuracy", "9,099 of 10,000 right", "at least 9,100 (0.91)", False),
     ),
     figures=Figures("cpu", 0.91, 1_097_012, ""),
@@ -120,7 +120,7 @@ file size  1,097,012 bytes                                   at most 67,108,864 
 interface  images uint8 (batch, 32, 32, 3) -> logits         images uint8 (batch, 32, 32, 3) -> logits float32  passed
            float32 (batch, 10), probabilities float32        (batch, 10), probabilities float32 (batch, 10)
            (batch, 10)
-precision  [bold]fp32[/bold] :cat:                           reported: it decides the limits below              reported
+precision  [bold]fp32[/bold] :cat:                           sets the limits below                              reported
 accuracy   9,099 of 10,000 right                             at least 9,100 (0.91)                              REJECTED
 """,
 }

@@ -183,7 +183,7 @@ def predict_part(
         return
     session = _open_once(parts.model)
     with contextlib.chdir(working_folder):
-        results = list(classify(session, parts.read_pictures(offset, count), workers=1, top=top))
+        results = list(classify(session, parts.read_paths(offset, count), workers=1, top=top))
     failures = [result for result in results if isinstance(result, Failure)]
     if failures:
         with replacing(parts.errors(number)) as temporary:

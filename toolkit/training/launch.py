@@ -310,7 +310,7 @@ class _Launcher:
         resume_command: str | None = None,
     ) -> LaunchResult:
         """Train one run and show its progress."""
-        recipe, options = run.recipe(), self.options
+        recipe, options = run.read_recipe(), self.options
         self.note(f"{'Resuming' if resume else 'Training'} {recipe.run.model} on {source.name}, in {run.path}")
         suggest_fast = not resume and source.name == "cifar10" and self._recipe_name == "reference"
         shown = self.display(recipe, epochs_done=len(run.read_metrics()), suggest_fast=suggest_fast)
