@@ -101,7 +101,7 @@ def test_bad_pictures_are_listed_beside_their_part(folder, tmp_path, model):
     result = predict([folder, tmp_path / "empty"], out, model)
     empty, bad = list(result.failures())
     assert empty == f"{tmp_path / 'empty'}: no file in this folder has the suffix of a picture"
-    assert bad.startswith(f"{folder / '04.png'}: is not a picture")
+    assert bad.startswith(f"{folder / '04.png'}: not a picture")
     assert len(rows_of(out)) == 9
     assert json.loads((out / "errors-00001.jsonl").read_text())["path"] == str(folder / "04.png")
 
@@ -185,7 +185,11 @@ def test_ctrl_c_says_how_to_resume(tmp_path, model):
 
 
 def test_options_that_do_not_fit(cifar):
-    for arguments in (["--on", "local"], ["--out", "o", "--plot", "x.png"], ["--out", "o", "--provider", "cuda"]):
+    for arguments, message in (
+        (["--on", "local"], "--on needs --out FOLDER"),
+        (["--out", "o", "--plot", "x.png"], "--out allows neither --plot nor"),
+        (["--out", "o", "--provider", "cuda"], "--out allows neither --plot nor"),
+    ):
         done = cifar("predict", "x.png", *arguments)
         assert done.returncode == 2
-        assert "--on needs --out FOLDER" in done.stderr
+        assert message in done.stderr

@@ -176,7 +176,7 @@ def test_standard_input_that_is_closed(tmp_path: Path) -> None:
     program = [sys.executable, str(ROOT / "cli.py"), "predict", "-"]
     done = subprocess.run(["sh", "-c", command, "sh", *program], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[1:] == ["error: standard input: is closed"]
+    assert done.stderr.splitlines()[1:] == ["error: standard input is closed"]
 
 
 def test_a_file_named_like_standard_input_beside_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

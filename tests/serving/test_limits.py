@@ -120,7 +120,7 @@ def test_a_picture_with_more_pixels_than_allowed_is_422(small: Address) -> None:
     assert httpx.post(f"{small.url}/predict", content=at_limit, headers=PNG).status_code == 200
     response = httpx.post(f"{small.url}/predict", content=beyond, headers=PNG)
     assert response.status_code == 422
-    assert response.json() == [{"path": "", "error": "the picture: 101 x 100 pixels are more than 10,000, the limit"}]
+    assert response.json() == [{"path": "", "error": "the picture: 101 x 100 pixels; the limit is 10,000"}]
     response = httpx.post(f"{small.url}/predict", files=[("p", ("a", at_limit)), ("p", ("b", beyond))])
     assert response.status_code == 200
     assert [set(result) & {"label", "error"} for result in response.json()] == [{"label"}, {"error"}]

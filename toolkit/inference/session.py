@@ -148,7 +148,7 @@ def open_model(path: str | os.PathLike[str], *, provider: str = "auto", threads:
         input_format, classes = _check_interface(onnx, display(path))
         metadata = _metadata(onnx)
     except UnicodeDecodeError as error:
-        raise ToolkitError(f"{display(path)}: is damaged: a name or property is not valid UTF-8 ({error})") from error
+        raise ToolkitError(f"{display(path)} is damaged: a name or property is not valid UTF-8 ({error})") from error
     class_names = _class_names(metadata, classes, display(path))
     return Session(Path(path), provider, note, threads, input_format, class_names, metadata, onnx)
 
@@ -201,7 +201,7 @@ def _open_on_cpu(content: bytes, options: onnxruntime.SessionOptions, name: str)
         return _start(content, options, [_CPU])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise ToolkitError(
-            f"{name}: is not a model that ONNX Runtime can open ({first_line(error)}); a whole ONNX file as "
+            f"{name} is not a model that ONNX Runtime can open ({first_line(error)}); a whole ONNX file as "
             "`cifar export` writes it is needed"
         ) from error
 
@@ -279,7 +279,7 @@ def _check_interface(session: onnxruntime.InferenceSession, name: str) -> tuple[
             return input_format, count
     found = f"inputs {_describe(inputs)}; outputs {_describe(outputs)}"
     raise ToolkitError(
-        f"{name}: has another interface than the models of this toolkit. Found: {display(found)[:500]}. "
+        f"{name} has another interface than the models of this toolkit. Found: {display(found)[:500]}. "
         f"Expected: {_EXPECTED}. `cifar export` writes such files"
     )
 
@@ -321,6 +321,6 @@ def _class_names(metadata: Mapping[str, str], classes: int, name: str) -> tuple[
     ):
         return tuple(names)
     raise ToolkitError(
-        f"{name}: does not name its {classes} outputs: its property {METADATA_PREFIX}class_names is "
+        f"{name} does not name its {classes} outputs: its property {METADATA_PREFIX}class_names is "
         f"{display(found)[:100] or 'missing'}, not a JSON list of {classes} different names; `cifar export` writes it"
     )

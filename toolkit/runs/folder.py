@@ -25,6 +25,7 @@ RUNS = Path("runs")
 MAX_NAME_BYTES = 200  # of a run's folder; most file systems allow 255, and a number may be appended
 
 MAX_METRICS_BYTES = 64 * 2**20  # a quarter of a million epochs
+MAX_SUMMARY_BYTES = 64 * 2**20  # the confusion matrix of 1,000 classes takes a fifth of it
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,8 @@ class RunFolder:
         """Read the summary. Raises `ToolkitError` if the run is unfinished or the file cannot be read."""
         if not self.is_finished:
             raise ToolkitError(f"the run {self.path} is unfinished: resume it with `cifar train --resume {self.path}`")
-        with open_regular(self.summary, max_bytes=MAX_METRICS_BYTES) as file:
-            content = file.read(MAX_METRICS_BYTES)
+        with open_regular(self.summary, max_bytes=MAX_SUMMARY_BYTES) as file:
+            content = file.read(MAX_SUMMARY_BYTES)
         try:
             values = json.loads(content)
         except (ValueError, RecursionError) as error:
