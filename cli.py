@@ -12,7 +12,16 @@ import typer
 
 from toolkit import command_line, options
 from toolkit.bench.commands import bench
-from toolkit.command_line import note, print_error, print_result, print_version, recipe_flags, run_app
+from toolkit.command_line import (
+    note,
+    print_error,
+    print_result,
+    print_version,
+    recipe_flags,
+    run_app,
+    skip_cleanup,
+    start_collection,
+)
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import as_text, display
 from toolkit.recipes.recipe import recipe_from_flags
@@ -214,7 +223,7 @@ def run_gate(
         raise rejection
 
 
-@command
+@functools.partial(command, starts_collection=True)
 def predict(
     paths: Annotated[
         list[str], typer.Argument(help="Files, folders, globs, or - for standard input.", metavar="PATH...")
@@ -243,6 +252,7 @@ def predict(
         raise UsageError("--out allows neither --plot nor a --provider other than cpu: leave them out")
     if out is not None:
         settings = {"model": model, "format": format or "csv", "top": top, "batch_size": batch_size}
+        start_collection()
         predict_parts(paths, out, on=on or "local", **settings)
         return
     if plot is not None:
@@ -252,6 +262,7 @@ def predict(
     warnings.simplefilter("ignore")  # Pillow's, about damaged EXIF and large pictures: failures are reported per file
     classifier = Classifier(model, provider=provider)
     session = classifier.session
+    start_collection()
     note(f"Model: {display(session.path)}, {session.note or f'running on {session.provider}'}")
     failures, drawn = 0, []
 
@@ -267,7 +278,9 @@ def predict(
 
     for line in format_predictions(predictions(), format or "table", top=top):
         typer.echo(line)
-    if plot is not None and drawn:
+    if plot is None:
+        skip_cleanup()  # NumPy, Pillow and ONNX Runtime need none; matplotlib does
+    elif drawn:
         from toolkit.evaluation.plots import plot_predictions
 
         plot_predictions(drawn, plot)

@@ -1,43 +1,33 @@
-"""Mutate the structure of pictures and of checkpoints' pickles; report outcomes, worst time and worst memory.
+"""Mutate the structure of pictures and of checkpoints' pickles, and read the mutants as the toolkit does.
 
-    python -m results.attack_files [--count 10000] [--only PNG] [--seed 0] [--output FILE.json]
-
-Each file is read in a worker process with a limit of memory, which is killed after ten seconds. A file is made again
-from its name: `python -m results.attack_files --write "PNG 17"` writes it to attack.bin.
+`python -m results.attack_files --only PNG --count 1250 --seed 1` adds one run to results/attacks.json.
 """
 
 import argparse
-import collections
 import io
 import itertools
-import json
-import multiprocessing
-import multiprocessing.connection
 import pickletools
 import random
 import re
-import resource
 import struct
 import tempfile
-import time
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
+from results import attack_harness
+from results.attack_harness import add_options
 from tests.support.hostile import whole_checkpoint, with_records
 from tests.support.picture_attacks import encoded, noise
 from toolkit.errors import ToolkitError
 from toolkit.inference import read_image
 from toolkit.runs.checkpoint import load_checkpoint
-
-SECONDS = 10
-MEMORY = 3 * 2**30  # of address space, beyond which a worker's allocations fail
 
 NUMBERS = [
     0,
@@ -202,157 +192,60 @@ ODD_OPCODES = [
 ]  # fmt: skip
 
 
-class Maker:
-    """Makes the files of one family by their numbers."""
-
-    def __init__(self, family: str) -> None:
-        self.family = family
-        if family == "checkpoint":
-            with zipfile.ZipFile(io.BytesIO(whole_checkpoint())) as whole:
-                self.seeds = [opcodes(whole.read("archive/data.pkl"))]
-            self.pool = ODD_OPCODES + self.seeds[0][:200]
-            return
-        split, self.join = SPLITTERS[family]
-        self.seeds = [split(content) for content in _seeds(family)]
-        self.pool = [part for seed in self.seeds for part in seed]
-
-    def make(self, number: int, seed: int) -> bytes:
-        rng = random.Random(f"{self.family} {number} {seed}")
-        mutated = mutate(rng.choice(self.seeds), rng, self.pool)
-        if self.family == "checkpoint":
-            return with_records({"data.pkl": b"".join(mutated)})
-        return self.join(mutated, rng)
-
-
-def read(family: str, content: bytes, folder: Path) -> str:
-    """Read a file as the toolkit does; how that ended."""
-    try:
-        if family == "checkpoint":
-            path = folder / "attack.pt"
-            path.write_bytes(content)
-            load_checkpoint(path)
-        else:
-            read_image(content)
-    except ToolkitError as error:
-        return "damaged" if "cannot be decoded" in str(error) or "Pillow can read" in str(error) else "refused"
-    except MemoryError:
-        return "out of memory"
-    except BaseException as error:
-        return f"{type(error).__name__}: {error}"[:200]
-    return "read"
-
-
-def work(connection: "multiprocessing.connection.Connection[Any, Any]", family: str, seed: int) -> None:
-    warnings.simplefilter("ignore")
-    maker = Maker(family)
-    read(family, maker.make(0, seed), Path(tempfile.gettempdir()))  # loads the libraries
-    resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY, resource.RLIM_INFINITY))
-    with tempfile.TemporaryDirectory() as folder:
-        while (number := connection.recv()) is not None:
-            content = maker.make(number, seed)
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-            before, start = _status("VmRSS"), time.process_time()
-            outcome = read(family, content, Path(folder))
-            connection.send((outcome, time.process_time() - start, _status("VmHWM") - before, len(content)))
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
-
-
-def _address_space() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-
-
 @dataclass
-class Tally:
-    """What reading the files of one family took.
+class FileAttack:
+    """Mutants of the files of one format; "checkpoint" is the other kind beside the formats of pictures."""
 
-    Attributes:
-        files: how many.
-        seconds: the most processor time that one took, and its number.
-        memory: the most memory that one took, bytes, and its number.
-        outcomes: how many ended how.
-        findings: number and outcome of those that ended otherwise than by a result or a message.
-    """
+    kind: str
+    seed: int
+    memory: int = 3 * 2**30
 
-    files: int = 0
-    seconds: tuple[float, int] = (0.0, -1)
-    memory: tuple[int, int] = (0, -1)
-    outcomes: collections.Counter[str] = field(default_factory=collections.Counter)
-    findings: list[tuple[int, str]] = field(default_factory=list)
+    def make(self, number: int) -> bytes:
+        rng = random.Random(f"{self.kind} {number} {self.seed}")
+        if self.kind == "checkpoint":
+            seeds = [_checkpoint_opcodes()]
+            mutated = mutate(rng.choice(seeds), rng, ODD_OPCODES + seeds[0][:200])
+            return with_records({"data.pkl": b"".join(mutated)})
+        seeds = _split_seeds(self.kind)
+        mutated = mutate(rng.choice(seeds), rng, [part for seed in seeds for part in seed])
+        return SPLITTERS[self.kind][1](mutated, rng)
 
-    def add(self, number: int, outcome: str, seconds: float, memory: int) -> None:
-        known = outcome in ("read", "refused", "damaged")
-        self.files += 1
-        self.seconds = max(self.seconds, (seconds, number))
-        self.memory = max(self.memory, (memory, number))
-        self.outcomes[outcome if known else "finding"] += 1
-        if not known:
-            self.findings.append((number, outcome))
+    def read(self, content: bytes) -> str:
+        try:
+            if self.kind == "checkpoint":
+                with tempfile.NamedTemporaryFile(suffix=".pt") as file:
+                    file.write(content)
+                    file.flush()
+                    load_checkpoint(Path(file.name))
+            else:
+                read_image(content)
+        except ToolkitError as error:
+            message = str(error)
+            if not message.isprintable():
+                return f"raw text in a message: {message!r}"
+            return "damaged" if "cannot be decoded" in message or "Pillow can read" in message else "refused"
+        return "read"
 
 
-def attack(family: str, count: int, seed: int) -> Tally:
-    """Read `count` mutated files in a worker, which is replaced when it had to be killed or died."""
-    tally = Tally()
-    numbers = iter(range(count))
-    number = next(numbers, None)
-    while number is not None:
-        connection, other = multiprocessing.Pipe()
-        worker = multiprocessing.get_context("spawn").Process(target=work, args=(other, family, seed))
-        worker.start()
-        other.close()
-        while number is not None:
-            connection.send(number)
-            waited = time.monotonic() + 120 if tally.files == 0 else time.monotonic() + 6 * SECONDS
-            while not connection.poll(0.5) and worker.is_alive() and time.monotonic() < waited:
-                pass
-            try:
-                outcome, seconds, memory, _ = connection.recv() if connection.poll() else ("hangs", SECONDS, 0, 0)
-            except EOFError:
-                outcome, seconds, memory = "killed the process", 0.0, 0
-            tally.add(number, outcome, seconds, memory)
-            number = next(numbers, None)
-            if outcome in ("hangs", "killed the process"):
-                break
-        else:
-            connection.send(None)
-            worker.join(10)
-        worker.kill()
-    return tally
+@cache
+def _split_seeds(kind: str) -> list[list[bytes]]:
+    return [SPLITTERS[kind][0](content) for content in _seeds(kind)]
+
+
+@cache
+def _checkpoint_opcodes() -> list[bytes]:
+    with zipfile.ZipFile(io.BytesIO(whole_checkpoint())) as whole:
+        return opcodes(whole.read("archive/data.pkl"))
 
 
 def main() -> None:
+    warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=10_000, help="pictures in all; and checkpoints")
     parser.add_argument("--only", choices=[*SPLITTERS, "checkpoint"])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path)
-    parser.add_argument("--write", metavar="'FAMILY NUMBER'")
+    add_options(parser, count=1250)
     options = parser.parse_args()
-    if options.write:
-        family, number = options.write.split()
-        Path("attack.bin").write_bytes(Maker(family).make(int(number), options.seed))
-        return
-    results = {}
-    for family in [options.only] if options.only else [*SPLITTERS, "checkpoint"]:
-        count = options.count if family == "checkpoint" or options.only else options.count // len(SPLITTERS)
-        tally = attack(family, count, options.seed)
-        outcomes = ", ".join(f"{outcome} {times:,}" for outcome, times in tally.outcomes.most_common())
-        print(
-            f"{family:10} {tally.files:6,} files, at most {tally.seconds[0]:.2f} s (number {tally.seconds[1]}) and "
-            f"{tally.memory[0] / 2**20:,.0f} MiB (number {tally.memory[1]}): {outcomes}",
-            *(f"  {number}: {outcome}" for number, outcome in tally.findings[:10]),
-            sep="\n",
-            flush=True,
-        )
-        results[family] = {
-            "files": tally.files, "worst_seconds": round(tally.seconds[0], 3), "worst_memory_bytes": tally.memory[0],
-            "outcomes": dict(tally.outcomes), "findings": tally.findings,
-        }  # fmt: skip
-    if options.output:
-        options.output.write_text(json.dumps({"seed": options.seed, "families": results}, indent=2) + "\n")
+    kinds = [options.only] if options.only else [*SPLITTERS, "checkpoint"]
+    attack_harness.main([FileAttack(kind, options.seed) for kind in kinds], options)
 
 
 if __name__ == "__main__":

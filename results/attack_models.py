@@ -1,22 +1,15 @@
 """Attack the reader of models: mutate the protobuf fields of exported models, and open and run what is admitted.
 
-`python -m results.attack_models --count 2000 --seed 0` adds one run to results/attack_models.json. Each mutant goes
-through `open_model`, a batch of 64 random pictures and the gate's checks of a file, in a process with limits of time
-and memory that is replaced when it dies. Any outcome other than "refused", "ran" and "refused after reading" (by ONNX
-Runtime) is a bug: its number is among the findings, and `--only NUMBER` runs it again.
+`python -m results.attack_models --count 2000 --seed 1` adds one run to results/attacks.json. Each mutant goes through
+`open_model`, a batch of 64 random pictures and the gate's checks of a file.
 """
 
 import argparse
 import json
-import multiprocessing
 import random
-import resource
-import sys
 import tempfile
-import time
-from collections import Counter
-from multiprocessing.connection import Connection
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,39 +17,36 @@ import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from models import ResNet
+from results import attack_harness
+from results.attack_harness import add_options
 from toolkit.data.cifar import CLASS_NAMES
 from toolkit.deploy import quantize
 from toolkit.deploy.export import export_graph
 from toolkit.deploy.gate import Gate
 from toolkit.deploy.metadata import write_metadata
+from toolkit.deploy.picture_input import prepend_picture_input
+from toolkit.deploy.report import Rejected
 from toolkit.errors import ToolkitError
 from toolkit.inference import open_model
-from toolkit.inference.model_file import SHIPPED_MODEL, find_fault
+from toolkit.inference.model_file import MAX_MODEL_BYTES, SHIPPED_MODEL, find_fault
 
-RESULT = Path(__file__).with_suffix(".json")
-SECONDS = 10  # of one mutant
-MEMORY = 6 * 2**30  # bytes of address space of the worker; libraries alone take half of it
 NUMBERS = [0, 1, -1, 2, 3, 7, 16, 255, 2**15, 2**31 - 1, 2**31, 2**62, 2**63 - 1, -2, -(2**31), -(2**63)]
 TEXTS = ["", "images", "logits", "x", "\x1b[2J", "\u202e", "a" * 300, "Relu", "Conv", "Add", "NOTSET", "SAME_UPPER"]
 
 
-def make_bases(folder: Path) -> list[ModelProto]:
-    """The shipped model, and a small network in every precision and input format; kept in `folder`."""
-    if kept := sorted(folder.glob("*.onnx")):
-        return [onnx.load(path) for path in kept]
+def make_bases() -> list[ModelProto]:
+    """The shipped model, and a small network in every precision and input format."""
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
     network = ResNet(blocks_per_stage=1, widths=(4, 6, 8)).eval()
-    bases = [onnx.load(SHIPPED_MODEL)]
+    made = []
     for input_format in ("uint8-nhwc", "float-nchw"):
         fp32 = export_graph(network, input_format=input_format)  # type: ignore[arg-type]
         int8 = [quantize.to_int8(fp32, images, target=target)[0] for target in ("cpu", "gpu")]  # type: ignore[arg-type]
-        bases += [fp32, quantize.to_fp16(fp32), *int8]
-    for model in bases[1:]:
+        made += [fp32, quantize.to_fp16(fp32), *int8]
+    made += map(prepend_picture_input, made[:3])
+    for model in made:
         write_metadata(model, {"class_names": json.dumps(CLASS_NAMES)})
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, model in enumerate(bases):
-        onnx.save(model, folder / f"{number}.onnx")
-    return bases
+    return [onnx.load(SHIPPED_MODEL), *made]
 
 
 # Mutations
@@ -153,14 +143,19 @@ def make_narrow(model: ModelProto, value: str, name: str, draw: random.Random) -
 
 def make_convolution(model: ModelProto, value: str, name: str, draw: random.Random) -> list[onnx.NodeProto]:
     channels, side = draw.choice([3, 4, 6, 8, 16, 32, 64]), draw.choice([1, 3])
-    weight = np.full((channels, channels, side, side), draw.choice([0, 1e-3, 1e-20, 1e-40]), np.float32)
-    model.graph.initializer.append(numpy_helper.from_array(weight, f"{name}_weight"))
-    return [helper.make_node("Conv", [value, f"{name}_weight"], [name], pads=[side // 2] * 4)]
+    factor = draw.choice([0, 1e-3, 1e-20, 1e-40])
+    weight = f"{channels}_{side}_{factor}"  # shared, else the file would be too large
+    if all(tensor.name != weight for tensor in model.graph.initializer):
+        array = np.full((channels, channels, side, side), factor, np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(array, weight))
+    return [helper.make_node("Conv", [value, weight], [name], pads=[side // 2] * 4)]
 
 
 def widen(model: ModelProto, draw: random.Random) -> None:
     """Give every convolution many more channels."""
     factor = draw.choice([2, 4, 8, 16])
+    if model.ByteSize() * factor**2 > 2 * MAX_MODEL_BYTES:
+        raise ValueError("the reader would not look into a file of this size")
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) in (1, 4) and "scale" not in tensor.name:
             array = numpy_helper.to_array(tensor)
@@ -188,134 +183,69 @@ def rescale_weights(model: ModelProto, draw: random.Random) -> None:
 MUTATIONS = [*[change_field] * 8, exchange_nodes, insert_nodes, insert_nodes, widen, rescale_weights]
 
 
-def make_mutant(bases: list[ModelProto], draw: random.Random) -> tuple[str, bytes]:
-    """The names of one to four mutations, and the file."""
+def make_mutant(bases: list[ModelProto], draw: random.Random) -> bytes:
+    """The file of one base after one to four mutations."""
     model = ModelProto.FromString(draw.choice(bases).SerializeToString())
-    names = []
     for mutate in draw.choices(MUTATIONS, k=draw.choice([1, 1, 2, 4])):
-        try:
-            mutate(model, draw)
-            names.append(mutate.__name__)
-        except (ValueError, TypeError, IndexError, AttributeError, OverflowError):
-            continue  # an earlier mutation left nothing to change, or the field takes no such value
-    return "+".join(names), model.SerializeToString()
+        with suppress(ValueError, TypeError, LookupError, AttributeError, OverflowError):
+            mutate(model, draw)  # an earlier one may have left nothing to change, or the field takes no such value
+    content: bytes = model.SerializeToString()
+    return content
 
 
 # Running a mutant
 
 
-def run_mutant(content: bytes) -> str:
-    """What the toolkit does with the file."""
-    if fault := find_fault(content):
-        assert fault.isprintable()
-        assert len(fault) < 1000
-        return "refused"
-    outcome = "ran"
+@dataclass
+class ModelAttack:
+    """Mutants of exported models; those that the reader admits are run, and go through the gate's checks of a file."""
+
+    bases: list[bytes]
+    seed: int
+    kind: str = "models"
+    memory: int = 3 * 2**30
+
+    def make(self, number: int) -> bytes:
+        """A mutant that is small enough for the reader to look into it."""
+        parsed = [ModelProto.FromString(base) for base in self.bases]
+        draw = random.Random(f"{self.seed} {number}")
+        while len(content := make_mutant(parsed, draw)) > MAX_MODEL_BYTES:
+            pass
+        return content
+
+    def read(self, content: bytes) -> str:
+        if fault := find_fault(content):
+            return "refused" if fault.isprintable() and len(fault) < 1000 else f"raw text in a message: {fault!r}"
+        outcome = "read"
+        for use in (run_model, check_model):
+            try:
+                use(content)
+            except ToolkitError as error:
+                message = str(error)
+                outcome = "damaged" if message.isprintable() else f"raw text in a message: {message!r}"
+        return outcome
+
+
+def run_model(content: bytes) -> None:
+    """Open the model and run it on 64 random pictures."""
     with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
         file.write(content)
         file.flush()
-        try:
-            session = open_model(file.name, provider="cpu", threads=1)
-            session.logits_and_probabilities(np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8))
-        except ToolkitError as error:
-            outcome = "refused after reading" if str(error).isprintable() else "raw text in a message"
-    try:
+        session = open_model(file.name, provider="cpu", threads=1)
+    shape = (64, 40, 48, 3) if session.takes_pictures else (64, 32, 32, 3)
+    session.logits_and_probabilities(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+
+
+def check_model(content: bytes) -> None:
+    with suppress(Rejected):
         Gate(content, min_accuracy=0.5, provider="cpu").check_file(CLASS_NAMES)
-    except ToolkitError as error:
-        return outcome if str(error).isprintable() else "raw text in a message"
-    return outcome
-
-
-def serve_mutants(connection: Connection) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    while True:
-        content = connection.recv_bytes()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before = memory_of("VmRSS")
-        try:
-            outcome = run_mutant(content)
-        except Exception as error:  # every exception is a finding
-            outcome = f"{type(error).__name__}: {str(error)[:200]}"
-        connection.send((outcome, memory_of("VmHWM") - before))
-
-
-def memory_of(key: str) -> int:
-    """Of this process, in bytes."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
-
-
-class Worker:
-    """A process that runs one mutant after another, and is replaced when it dies or takes too long."""
-
-    def __init__(self) -> None:
-        self.connection, other = multiprocessing.Pipe()
-        self.process = multiprocessing.get_context("fork").Process(target=serve_mutants, args=(other,), daemon=True)
-        self.process.start()
-        other.close()
-
-    def run(self, content: bytes) -> tuple[str, int]:
-        try:
-            self.connection.send_bytes(content)
-            if not self.connection.poll(SECONDS):
-                return f"more than {SECONDS} s", 0
-            outcome, peak = self.connection.recv()
-            return outcome, peak
-        except (EOFError, OSError):
-            self.process.join(5)
-            return f"died with {self.process.exitcode}", 0
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.join()
-
-
-def attack(
-    bases: list[ModelProto], count: int, seed: int, *, seconds: float, only: int | None = None
-) -> dict[str, Any]:
-    """Run mutants until `count` or `seconds`; return figures."""
-    worker, start = Worker(), time.monotonic()
-    outcomes, findings, slowest, largest, done = Counter[str](), [], (0.0, -1, ""), (0, -1, ""), 0
-    for number in range(count) if only is None else [only]:
-        if time.monotonic() - start > seconds:
-            break
-        names, content = make_mutant(bases, random.Random(f"{seed} {number}"))
-        begin = time.monotonic()
-        outcome, peak = worker.run(content)
-        taken, done = time.monotonic() - begin, done + 1
-        outcomes[outcome if outcome in ("refused", "ran", "refused after reading") else "finding"] += 1
-        slowest, largest = max(slowest, (round(taken, 3), number, names)), max(largest, (peak, number, names))
-        if outcome.startswith(("more", "died")):
-            worker.stop()
-            worker = Worker()
-        if outcome not in ("refused", "ran", "refused after reading"):
-            findings.append({"number": number, "mutations": names, "outcome": outcome})
-    worker.stop()
-    return {
-        "seed": seed,
-        "mutants": done,
-        "outcomes": dict(outcomes),
-        "slowest": dict(zip(("seconds", "number", "mutations"), slowest, strict=True)),
-        "largest": dict(zip(("bytes", "number", "mutations"), largest, strict=True)),
-        "findings": findings,
-    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=200)
-    parser.add_argument("--only", type=int)
-    parser.add_argument("--bases", type=Path, default=Path("attack-bases"), help="folder for the models to mutate")
-    arguments = parser.parse_args()
-    figures = attack(
-        make_bases(arguments.bases), arguments.count, arguments.seed, seconds=arguments.seconds, only=arguments.only
-    )
-    json.dump(figures, sys.stdout, indent=1)
-    if arguments.only is None:
-        runs = json.loads(RESULT.read_text()) if RESULT.exists() else []
-        RESULT.write_text(json.dumps([*runs, figures], indent=1) + "\n")
+    add_options(parser, count=10_000)
+    options = parser.parse_args()
+    attack_harness.main([ModelAttack([base.SerializeToString() for base in make_bases()], options.seed)], options)
 
 
 if __name__ == "__main__":

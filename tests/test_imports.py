@@ -114,14 +114,48 @@ def test_predict_runs_without_torch(tmp_path):
     run_python(
         "import sys; sys.modules['torch'] = None; sys.modules['onnx'] = None\n"
         f"sys.argv = ['cifar', 'predict', {str(tmp_path / 'sky.png')!r}]; import cli\n"
-        "try: cli.main()\nexcept SystemExit as end: assert not end.code, end.code\n"
+        "try: cli.app()\nexcept SystemExit as end: assert not end.code, end.code\n"
         "assert not any(m.startswith(('toolkit.training', 'toolkit.deploy')) for m in sys.modules)"
     )
 
 
-def run_python(code: str) -> None:
-    import subprocess
+@pytest.mark.parametrize("more", [[], ["--out", "results"]], ids=["stdout", "--out"])
+def test_garbage_is_collected_during_prediction(more, tmp_path):
+    """`cifar predict` starts collection itself, once its modules are loaded."""
+    code = (
+        "import gc, sys\nfrom toolkit.inference import paths, pipeline\n"
+        "def expand(paths):\n    assert gc.isenabled()\n    sys.exit(7)\n"
+        f"paths.expand = pipeline.expand = expand\nsys.argv = {['cifar', 'predict', 'sky.png', *more]!r}\n"
+        "import cli; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 7
 
+
+def test_garbage_is_collected_during_other_commands():
+    code = (
+        "import gc, sys, typer\nfrom toolkit.command_line import command, run_app\napp = typer.Typer()\n"
+        "def show():\n    print(gc.isenabled())\n"
+        "command(show, group=app); sys.argv = ['x']; run_app(app)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "True\n"
+
+
+def test_predict_registers_no_exit_handler_that_matters(tmp_path):
+    """`cifar predict` ends without calling them (`toolkit.command_line.skip_cleanup`)."""
+    from PIL import Image
+
+    Image.new("RGB", (32, 32), "skyblue").save(tmp_path / "sky.png")
+    run_python(
+        "import atexit, sys; registered = []\n"
+        "atexit.register = lambda function, *args, **kwargs: registered.append(function.__module__)\n"
+        f"sys.argv = ['cifar', 'predict', {str(tmp_path / 'sky.png')!r}]; import cli\n"
+        "try: cli.app()\nexcept SystemExit as end: assert not end.code, end.code\n"
+        "assert set(registered) <= {'logging', 'PIL._imaging'}, registered"  # close log files; free memory
+    )
+
+
+def run_python(code: str) -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
 

@@ -140,7 +140,7 @@ class TrainingDisplay:
 
     def note(self, text: str) -> None:
         """Print a line above the live one, wrapped between words on a terminal and whole in a file."""
-        self._console.print(Text(text), soft_wrap=not self._console.is_terminal)
+        self._console.print(Text(display(text)), soft_wrap=not self._console.is_terminal)
 
     def _epoch_name(self) -> str:
         return f"epoch {min(self._epochs_done + 1, self._epochs)}/{self._epochs}"
@@ -420,9 +420,9 @@ def data_lines(overview: "DataOverview") -> str:
     if report is not None:
         header, *rows = report.rows()
         lines += ["", _table(header, rows)]
-        lines += ["", *map(_wrap, map(display, report.notes))] if report.notes else []
+        lines += ["", *map(_wrap, report.notes)] if report.notes else []
     if overview.samples:
-        lines.append(_wrap(f"{len(overview.samples)} sample pictures in {display(overview.samples[0].parent)}"))
+        lines.append(_wrap(f"{len(overview.samples)} sample pictures in {overview.samples[0].parent}"))
     return "\n".join(lines)
 
 
@@ -464,14 +464,14 @@ def _facts(facts: Sequence[tuple[str, str]]) -> str:
     indent = max(len(label) for label, _ in facts) + 3
     lines = []
     for label, value in facts:
-        first, *others = _wrap(display(value), width=output_width() - indent).splitlines() or [""]
+        first, *others = _wrap(value, width=output_width() - indent).splitlines() or [""]
         lines += [f"{label:<{indent}}{first}", *(" " * indent + other for other in others)]
     return "\n".join(lines)
 
 
 def _wrap(text: str, *, width: int | None = None) -> str:
     """Wrap between words only: paths and commands stay whole, so that they can be copied."""
-    return textwrap.fill(text, width or output_width(), break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(display(text), width or output_width(), break_long_words=False, break_on_hyphens=False)
 
 
 def benchmark_lines(benchmark: "BenchmarkResult") -> str:

@@ -87,7 +87,7 @@ PredictionsPlot = Annotated[
     typer.Option("--plot", help="Draw the pictures with their classes, at most 36, as a PNG file."),
 ]
 BatchSize = Annotated[
-    int, typer.Option("--batch-size", help="Largest batch; capped at 16 on the CPU.", min=1, max=4096)
+    int, typer.Option("--batch-size", help="Largest batch; capped at 32 on the CPU.", min=1, max=4096)
 ]
 Out = Annotated[
     Path | None,

@@ -49,6 +49,11 @@ def test_each_side_is_timed(result: BenchmarkResult) -> None:
     assert result.figures == derive_figures(result.results[:2], result.results[2:], 70)
 
 
+def test_json_holds_no_path_of_this_machine(result: BenchmarkResult, model: Path) -> None:
+    text = json.dumps(result.as_dict())
+    assert [path for path in (str(model.parent), str(ROOT), sys.prefix, "cifar-bench-") if path in text] == []
+
+
 def side_of(speed: float) -> Result:
     return Result(Side("", "", {}), (Timing(1, speed, (speed,)),))
 

@@ -110,7 +110,7 @@ def test_names_in_any_bytes(tmp_path, model):
     name = os.fsdecode(b"caf\xe9\n.png")
     draw(tmp_path / "pictures" / name)
     predict([tmp_path / "pictures"], tmp_path / "out", model)
-    assert rows_of(tmp_path / "out") == [f"{tmp_path}/pictures/caf\\xe9\n.png"]
+    assert rows_of(tmp_path / "out") == [rf"{tmp_path}/pictures/caf\xe9\n.png"]
 
 
 def test_relative_paths_are_found_from_anywhere(folder, tmp_path, model, monkeypatch):

@@ -13,13 +13,21 @@ import pytest
 import torch
 
 from models import MODELS, build_model
-from tests.support.deploy import Case, blocky_images, randomize, tiny_case, tiny_model, torchvision_logits
+from tests.support.deploy import (
+    Case,
+    blocky_images,
+    randomize,
+    tiny_case,
+    tiny_model,
+    torchvision_logits,
+    write_checkpoint,
+)
 from tests.support.sources import ROOT, FixedSource
 from toolkit import __version__
 from toolkit.data.cifar import CLASS_NAMES
 from toolkit.data.dataset import data_identity
 from toolkit.data.images import Images
-from toolkit.deploy import Rejected, export_onnx
+from toolkit.deploy import Rejected, export_onnx, verify
 from toolkit.deploy.export import OPSET, OPSETS, export_graph
 from toolkit.errors import ToolkitError, UsageError
 
@@ -179,6 +187,30 @@ def test_a_file_that_changes_on_its_way_to_the_disk_is_not_written(
     with pytest.raises(ToolkitError, match="differs from the model that was checked"):
         export_onnx(case.checkpoint, tmp_path / "model.onnx", data=case.source)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.hostile
+def test_a_checkpoint_that_is_replaced_during_the_export_is_not_mixed_with_the_first(
+    case: Case, tmp_path: Path
+) -> None:
+    """As a training run does: a rename in the midst of the work. The file is all of the first, and says so."""
+    checkpoint, output = tmp_path / "best.pt", tmp_path / "model.onnx"
+    checkpoint.write_bytes(case.checkpoint.read_bytes())
+    first, stages = hashlib.sha256(checkpoint.read_bytes()).hexdigest(), []
+
+    def replace_checkpoint(stage: str) -> None:
+        stages.append(stage)
+        other = randomize(build_model("tiny"), seed=len(stages))
+        write_checkpoint(tmp_path / "new.pt", other, case.source).replace(checkpoint)
+
+    export_onnx(checkpoint, output, data=case.source, min_accuracy=0.5, note=replace_checkpoint)
+    assert len(stages) > 2
+    assert hashlib.sha256(checkpoint.read_bytes()).hexdigest() != first
+    metadata = {item.key: item.value for item in onnx.load(output).metadata_props}
+    assert metadata["cifar.checkpoint_sha256"] == first
+    assert verify(output, data=case.source, checkpoint=case.checkpoint, min_accuracy=0.5).passed
+    with pytest.raises(Rejected, match="graph"):
+        verify(output, data=case.source, checkpoint=checkpoint, min_accuracy=0.5)
 
 
 @pytest.mark.hostile

@@ -1,6 +1,8 @@
 """Pictures: an allow-list of formats, sizes and structure known before decoding, the memory of all threads bounded."""
 
 import io
+import re
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from tests.support.hostile import little_memory
+from tests.support.hostile import linux, little_memory
 from tests.support.picture_attacks import ATTACKS, encoded, ico, jpeg_with, jpeg_with_scans, noise, segment
 from toolkit.errors import ToolkitError
 from toolkit.inference import image as image_module
@@ -106,3 +108,14 @@ def test_threads_never_reserve_more_than_the_budget(monkeypatch: pytest.MonkeyPa
         results = list(pool.map(read_image, [content] * 24))
     assert most <= 3
     assert all(np.array_equal(result, results[0]) for result in results)
+
+
+@linux
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif_files_that_hold_more_pixels_than_they_declare_are_decoded_one_at_a_time() -> None:
+    """Each takes a hundred megabytes that its declared size does not tell."""
+    honest = encoded(Image.new("RGB", (6000, 6000), "red"), "AVIF", speed=10, quality=10)
+    liar = re.sub(rb"(ispe\0{4}).{8}", lambda found: found[1] + struct.pack(">II", 40, 40), honest, flags=re.DOTALL)
+    read_image(liar)
+    with little_memory(room=2**29), ThreadPoolExecutor(8) as pool:
+        assert {pixels.shape for pixels in pool.map(read_image, [liar] * 16)} == {(32, 32, 3)}

@@ -169,7 +169,10 @@ def test_seeds_learn_from_one_teacher_which_the_summary_names(tmp_path, source, 
     assert train_rest(together, source, teacher=teacher)["teacher"] == identify_checkpoint(teacher)
 
 
-@pytest.mark.parametrize(("seeds", "name", "message"), [(0, "x", "from 1, not 0"), (2, "../x", "cannot name a run")])
+@pytest.mark.parametrize(
+    ("seeds", "name", "message"),
+    [(0, "x", "from 1 to 1,000, not 0"), (10**9, "x", "to 1,000, not 10"), (2, "../x", "cannot name a run")],
+)
 def test_impossible_requests_make_nothing(tmp_path, source, short, seeds, name, message):
     with pytest.raises(UsageError, match=message):
         begin_seeds(short, seeds=seeds, source=source, name=name, root=tmp_path / "runs")

@@ -141,7 +141,7 @@ def test_data_in_json_is_flat_or_nested(server: Address, data: list[Any]) -> Non
         (json_request(data=[0.5] * 3072), "data must be 3072 integers"),
         (json_request(data=[True] * 3072), "data must be 3072 integers"),
         (json_request(data=["a"] * 3072), "data must be 3072 integers"),
-        (json_request(data=[10**400] * 3072), "data must be 3072 integers"),
+        (json_request(data=[10**400] * 3072), "data of the datatype UINT8 must lie between 0 and 255"),
         (json_request(data=[256] * 3072), "data of the datatype UINT8 must lie between 0 and 255"),
         (json_request(data=[-1] * 3072), "data of the datatype UINT8 must lie between 0 and 255"),
         (json_request(parameters=[]), "parameters must be an object"),

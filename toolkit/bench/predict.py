@@ -105,9 +105,14 @@ def bench_predict(
         libraries={"onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "pillow": version("pillow")},
         settings={"model": path.name, "pictures": pictures, "quick": quick},
         seconds=time.monotonic() - start,
-        results=(*single, *whole),
+        results=(*(record_size(result, 1) for result in single), *(record_size(result, pictures) for result in whole)),
         figures=derive_figures(single, whole, pictures),
     )
+
+
+def record_size(result: Result, pictures: int) -> Result:
+    """Keep the number of pictures of the side's options; the others are paths of this machine."""
+    return replace(result, side=replace(result.side, options={"pictures": pictures}))
 
 
 def require_timings(results: list[Result]) -> list[Result]:

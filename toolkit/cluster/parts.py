@@ -20,10 +20,15 @@ from typing import Any, TextIO
 from filelock import FileLock, Timeout
 
 from toolkit.errors import ToolkitError
-from toolkit.files import display, replacing
+from toolkit.files import display, open_regular, replacing
 from toolkit.inference.model_file import read_model
 
 PART_SIZE = 1000  # pictures: about a second of one core, or a minute if they are photographs
+MAX_PART_SIZE = 100_000
+
+_MAX_PLAN_BYTES = 16 * 2**20  # a billion pictures
+_MAX_ERRORS_BYTES = 256 * 2**20  # of one part
+_MAX_LINE = 65_536  # of the errors; the longest path has 4,096 bytes, six characters each as JSON
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,17 @@ class PartsFolder:
         finally:
             file_lock.release()
 
+    def read_errors(self, number: int) -> Iterator[str]:
+        """Yield the error of each picture of a part that could not be read.
+
+        Raises:
+            ToolkitError: the file holds something else.
+        """
+        path = self.errors(number)
+        with open_regular(path, max_bytes=_MAX_ERRORS_BYTES) as file:
+            for line in iter(lambda: file.readline(_MAX_LINE), b""):
+                yield _parse_error(path, line)
+
     def remove_leftovers(self) -> None:
         """Remove temporary files of processes that were killed while writing; none may be running."""
         for leftover in self.path.glob(".*.partial"):
@@ -103,6 +119,16 @@ class PartsFolder:
             return [json.loads(file.readline()) for _ in range(count)]
 
 
+def _parse_error(path: Path, line: bytes) -> str:
+    try:
+        error = json.loads(line)["error"]
+        if isinstance(error, str):
+            return error
+    except (ValueError, TypeError, LookupError, RecursionError):
+        pass
+    raise ToolkitError(f"{display(path)} is damaged: remove it and its part, and repeat the command")
+
+
 def begin_plan(
     folder: PartsFolder,
     pictures: Iterable[str],
@@ -113,7 +139,7 @@ def begin_plan(
     top: int,
     part_size: int = PART_SIZE,
 ) -> Plan:
-    """Write the plan, the list and a copy of the model; return the plan that exists if it is the same.
+    """Write the plan, the list and a copy of the model; keep finished parts only if the plan is the same as before.
 
     Args:
         folder: locked by the caller.
@@ -134,8 +160,6 @@ def begin_plan(
         plan = Plan(working_folder, format, top, model_sha256, list_sha256, count, size, offsets)
         if existing:
             _require_same(folder, existing, plan)  # before the list is replaced
-    if existing:
-        return existing
     with replacing(folder.model) as temporary:
         temporary.write_bytes(content)
     with replacing(folder.plan) as temporary:
@@ -145,13 +169,17 @@ def begin_plan(
 
 def read_plan(folder: PartsFolder) -> Plan:
     """Read the plan. Raises `ToolkitError` if it cannot be read."""
+    other = ToolkitError(f"{display(folder.plan)} is not a plan of `cifar predict --out`: choose another folder")
+    with open_regular(folder.plan, max_bytes=_MAX_PLAN_BYTES) as file:
+        content = file.read(_MAX_PLAN_BYTES)
     try:
-        values: dict[str, Any] = json.loads(folder.plan.read_text(encoding="utf-8"))
-        return replace(Plan(**values), offsets=tuple(values["offsets"]))
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise ToolkitError(
-            f"{display(folder.plan)} is not a plan of `cifar predict --out`: choose another folder"
-        ) from error
+        values: dict[str, Any] = json.loads(content)
+        plan = replace(Plan(**values), offsets=tuple(values["offsets"]))
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise other from error
+    if type(plan.part_size) is not int or not 1 <= plan.part_size <= MAX_PART_SIZE:
+        raise other
+    return plan
 
 
 def _write_list(file: TextIO, pictures: Iterable[str], *, part_size: int) -> tuple[str, int, tuple[int, ...]]:
@@ -177,9 +205,10 @@ _NAMES = {
 
 
 def _require_same(folder: PartsFolder, existing: Plan, wanted: Plan) -> None:
-    differing = [name for field, name in _NAMES.items() if getattr(existing, field) != getattr(wanted, field)]
-    if differing:
+    if existing != wanted:
+        differing = [name for field, name in _NAMES.items() if getattr(existing, field) != getattr(wanted, field)]
+        found = ", ".join(differing) or "parts"
         raise ToolkitError(
-            f"{display(folder.path)} holds parts of another command, which differs in its {', '.join(differing)}: "
+            f"{display(folder.path)} holds parts of another command, which differs in its {found}: "
             "repeat that command, or choose another --out"
         )

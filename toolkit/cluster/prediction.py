@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -33,7 +34,6 @@ class PartsWritten:
         parts: number of parts.
         kept: parts that were complete before.
         missing: paths that name no picture.
-        unreadable: files that list the pictures which could not be read.
     """
 
     folder: Path
@@ -41,7 +41,6 @@ class PartsWritten:
     parts: int
     kept: int
     missing: tuple[Failure, ...]
-    unreadable: tuple[Path, ...]
 
     @functools.cached_property
     def failure_count(self) -> int:
@@ -50,9 +49,10 @@ class PartsWritten:
     def failures(self) -> Iterator[str]:
         """The errors of all pictures without a prediction."""
         yield from (failure.error for failure in self.missing)
-        for path in self.unreadable:
-            with path.open(encoding="utf-8") as file:
-                yield from (json.loads(line)["error"] for line in file)
+        folder = PartsFolder(self.folder)
+        for number in range(self.parts):
+            if os.path.lexists(folder.errors(number)):
+                yield from folder.read_errors(number)
 
 
 def predict_to_folder(
@@ -113,8 +113,7 @@ def predict_to_folder(
         finished = {number for number in range(len(plan.offsets)) if folder.part(number, format).is_file()}
         _run_parts(engine, folder, plan, finished, batch_size=batch_size, progress=progress)
         folder.remove_leftovers()
-        unreadable = tuple(sorted(folder.path.glob("errors-*.jsonl")))
-    return PartsWritten(out, plan.pictures, len(plan.offsets), len(finished), tuple(missing), unreadable)
+    return PartsWritten(out, plan.pictures, len(plan.offsets), len(finished), tuple(missing))
 
 
 def _working_folder(paths: Iterable[PathLike]) -> str:

@@ -16,13 +16,14 @@ from filelock import FileLock, Timeout
 
 from toolkit.data.listing import Listing
 from toolkit.data.pictures import Pictures, decode_pictures
-from toolkit.errors import ToolkitError
+from toolkit.errors import ToolkitError, first_line
 from toolkit.files import display, open_regular, replacing
 from toolkit.reporting import Note
 
 _MAGIC = b"cifar pictures 1\n"
 _MAX_BYTES = 2**40
 _MAX_HEADER = 2**28
+_DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError)  # from an entry
 _BLOCK = 2**22  # bytes read or checked at a time
 
 
@@ -97,8 +98,8 @@ def _read(path: Path, listing: Listing, note: Note) -> Pictures | None:
     try:
         with open_regular(path, max_bytes=_MAX_BYTES) as file:
             return _read_entry(file, listing)
-    except (ToolkitError, OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        note(f"the cache entry {display(path)} is damaged ({error}); the pictures are decoded again")
+    except (ToolkitError, *_DAMAGED) as error:
+        note(f"the cache entry {display(path)} is damaged ({first_line(error)}); the pictures are decoded again")
         return None
 
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.evaluation.metrics import Metrics
-from toolkit.files import display, replacing, require_writable, shorten
+from toolkit.files import replacing, require_writable, shorten
 from toolkit.inference.image import read_image
 from toolkit.inference.paths import expand
 
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 MAX_PICTURES = 36  # in one picture of predictions
 MATRIX_CLASSES = 20  # the largest confusion matrix that is drawn
 MAX_PAIRS = 30  # in place of a larger one
+TITLE_LIMIT = 120  # characters
+
+
+def format_label(text: str, *, limit: int = 40) -> str:
+    """Text from a file as Matplotlib draws it: unchanged where it is printable, and never as a formula between $."""
+    return shorten(text, limit=limit).replace("$", r"\$")
 
 
 def plot_curves(records: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:
@@ -31,7 +37,7 @@ def plot_curves(records: Sequence[dict[str, Any]], path: Path, *, title: str) ->
     for axes, name, factor in ((accuracy, "accuracy", 100.0), (loss, "loss", 1.0)):
         for part, label in (("train", "train (augmented)"), ("val", "validation")):
             values = [record[f"{part}_{name}"] for record in records]
-            if values and values[0] is not None:
+            if None not in values:
                 axes.plot(
                     epochs, [value * factor for value in values], label=label, marker="." if len(epochs) < 20 else ""
                 )
@@ -45,13 +51,13 @@ def plot_curves(records: Sequence[dict[str, Any]], path: Path, *, title: str) ->
     for axes, label in ((accuracy, "accuracy, %"), (loss, "cross-entropy, nats"), (rate, "learning rate")):
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)
-    figure.suptitle(title)
+    figure.suptitle(format_label(title, limit=TITLE_LIMIT))
     save_figure(figure, path)
 
 
 def plot_confusion(metrics: Metrics, path: Path, *, title: str) -> None:
     """The confusion matrix; above `MATRIX_CLASSES` classes, where it could not be read, the most confused pairs."""
-    heading = f"{title}\n{metrics.accuracy:.2%} of {metrics.images:,} images"
+    heading = f"{format_label(title, limit=TITLE_LIMIT)}\n{metrics.accuracy:.2%} of {metrics.images:,} images"
     if len(metrics.class_names) > MATRIX_CLASSES:
         _plot_most_confused(metrics, path, heading=heading)
     else:
@@ -66,21 +72,16 @@ def _plot_most_confused(metrics: Metrics, path: Path, *, heading: str) -> None:
     axes = figure.subplots()
     places = range(len(shown))
     axes.barh(places, [count for _, _, count in shown], color="tab:blue")
-    axes.set_yticks(places, [f"{_axis_name(true)} as {_axis_name(predicted)}" for true, predicted, _ in shown])
+    axes.set_yticks(places, [f"{format_label(true)} as {format_label(predicted)}" for true, predicted, _ in shown])
     axes.invert_yaxis()
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel=f"images; the {len(shown)} most confused pairs of {len(pairs):,}", title=heading)
     save_figure(figure, path)
 
 
-def _axis_name(name: str) -> str:
-    """A class name as it is: Matplotlib would set the text between two dollar signs as a formula."""
-    return shorten(name, limit=40).replace("$", r"\$")
-
-
 def _plot_matrix(metrics: Metrics, path: Path, *, heading: str) -> None:
     """A row for each true class, in percent of its images."""
-    names = [_axis_name(name) for name in metrics.class_names]
+    names = [format_label(name) for name in metrics.class_names]
     rows = [[100 * count / max(sum(row), 1) for count in row] for row in metrics.confusion]
     side = max(4.0, 2.4 + 0.42 * len(names))
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
@@ -173,7 +174,7 @@ def plot_predictions(predictions: "Sequence[Prediction]", path: Path) -> None:
     for number, prediction in enumerate(predictions):
         row, column = 2 * (number // columns), number % columns
         axes[row][column].imshow(read_image(prediction.path), interpolation="nearest")
-        axes[row][column].set_title(display(Path(prediction.path).name), fontsize=9)
+        axes[row][column].set_title(format_label(Path(prediction.path).name), fontsize=9)
         _plot_probabilities(axes[row + 1][column], prediction.top)
     save_figure(figure, path)
 
@@ -183,7 +184,7 @@ def _plot_probabilities(axes: Any, top: Sequence[tuple[str, float]]) -> None:
     places = range(len(top))
     axes.barh(places, [probability for _, probability in top], color="tab:blue", height=0.7)
     axes.set(xlim=(0, 1.35), ylim=(len(top) - 0.4, -0.6), xticks=[])
-    axes.set_yticks(places, [display(label) for label, _ in top], fontsize=8)
+    axes.set_yticks(places, [format_label(label) for label, _ in top], fontsize=8)
     for place, (_, probability) in zip(places, top, strict=True):
         axes.text(probability + 0.03, place, f"{probability:.0%}", va="center", fontsize=8)
     axes.spines[:].set_visible(False)

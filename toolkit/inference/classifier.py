@@ -88,7 +88,7 @@ class Classifier:
 
         Args:
             paths: one or several; consumed as needed.
-            batch_size: the largest batch, in pictures; on the CPU at most 16.
+            batch_size: the largest batch, in pictures; on the CPU at most 16, with processes 32.
             top: how many classes each prediction lists.
             processes: on the CPU, start a process for each further thread if there are thousands of pictures. Each
                 opens the model itself, from its file.

@@ -9,6 +9,7 @@ import importlib
 import io
 import math
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import BinaryIO
@@ -38,6 +39,10 @@ _LARGE_BYTES = 8 * 2**20
 _RESIZED_BYTES = 8  # per pixel, of a picture that is resized
 _WHOLE_BYTES = 12  # per pixel, of a picture that keeps its size
 _SMALL_MEMORY = 2**20  # not counted, because counting takes time
+
+# The pixels inside an AVIF file may be many more than it declares (libavif takes up to 2**28), so its memory is not
+# known beforehand, and one is decoded at a time. The decoder has threads of its own.
+_avif_turn = threading.Lock()
 
 # Above this, pictures are decoded by one process alone.
 LARGE_PIXELS = 2**24
@@ -168,6 +173,7 @@ def _decode(
         counted = reserve and memory > _SMALL_MEMORY
         with (
             _memory.reserve(memory) if counted else nullcontext(),
+            _avif_turn if structure.format == "AVIF" else nullcontext(),
             _open(content, structure.format) as image,
         ):
             if image.width * image.height > size[0] * size[1]:

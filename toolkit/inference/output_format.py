@@ -57,7 +57,7 @@ def _csv_lines(predictions: Iterable[Prediction], top: int) -> Iterator[str]:
     others = [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("label", "probability")]
     yield _csv_row(["path", "label", "probability", *others])
     for prediction in predictions:
-        yield _csv_row([as_text(prediction.path), *(value for pair in prediction.top for value in pair)])
+        yield _csv_row([display(prediction.path), *(value for pair in prediction.top for value in pair)])
 
 
 def _csv_row(values: list[Any]) -> str:

@@ -24,8 +24,9 @@ RUNS = Path("runs")
 
 MAX_NAME_BYTES = 200  # of a run's folder; most file systems allow 255, and a number may be appended
 
-MAX_METRICS_BYTES = 64 * 2**20  # a quarter of a million epochs
-MAX_SUMMARY_BYTES = 64 * 2**20  # the confusion matrix of 1,000 classes takes a fifth of it
+MAX_METRICS_BYTES = 16 * 2**20  # 70,000 epochs
+MAX_MEASUREMENT = 1e30  # of a finite loss, rate or time
+MAX_SUMMARY_BYTES = 32 * 2**20  # twice that of a run with 1,000 classes
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class RunFolder:
             raise ToolkitError(f"cannot write {self.metrics}: {error.strerror or error}") from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Read the records of all epochs so far, skipping a line that a crash left half-written.
+        """Read the records of all epochs so far, skipping lines that were edited, or that a crash left half-written.
 
         Raises:
             ToolkitError: the file cannot be read, or has more than `MAX_METRICS_BYTES`.
@@ -129,7 +130,7 @@ class RunFolder:
                 record = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(record, dict) and type(record.get("epoch")) is int:
+            if isinstance(record, dict) and _is_record(record):
                 records.append(record)
         return records
 
@@ -183,6 +184,17 @@ class RunFolder:
             f"{display(self.summary)} is damaged ({fault}): remove it, and rewrite it with `cifar train --resume "
             f"{display(self.path)}`"
         )
+
+
+def _is_record(values: dict[str, Any]) -> bool:
+    """Whether these are the number of an epoch and its measurements; those of another size cannot be drawn."""
+    epoch = values.get("epoch")
+    measurements = [value for value in values.values() if value is not None]
+    return (
+        type(epoch) is int
+        and 0 < epoch < 2**31
+        and all(type(value) in (int, float) and abs(value) < MAX_MEASUREMENT for value in measurements)
+    )
 
 
 def create_run(

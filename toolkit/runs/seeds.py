@@ -24,6 +24,8 @@ from toolkit.recipes.recipe import Recipe, recipe_keys
 from toolkit.runs.checkpoint import Checkpoint, identify_checkpoint, load_checkpoint
 from toolkit.runs.folder import RUNS, RunFolder, require_name
 
+MAX_SEEDS = 1_000
+
 FIGURES = (  # summarized over the seeds; those that need validation images may be absent
     "best_val_accuracy", "val_accuracy", "val_macro_accuracy", "val_loss", "train_accuracy", "train_loss",
     "generalisation_gap", "training_seconds",
@@ -142,10 +144,16 @@ def _extract_figures(run: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
         missing = [name for name in CONDITIONS if name not in summary]
     except (LookupError, TypeError) as error:
         raise run.damaged_summary_error(shorten(repr(error))) from error
-    odd = [name for name in FIGURES if not isinstance(row.get(name), int | float | None)]
+    odd = [name for name in FIGURES if not (row.get(name) is None or _is_number(row[name]))]
+    odd += [name for name in ("seed", "parameters", "epochs") if not _is_number({**summary, **row}.get(name, 0))]
     if missing or odd:
         raise run.damaged_summary_error(f"{', '.join(missing + odd)} missing or not a number")
     return row
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of a JSON file can be computed with; Python may refuse to convert larger integers."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def begin_seeds(
@@ -173,13 +181,13 @@ def begin_seeds(
         init: the checkpoint that every run starts from; None for random weights.
 
     Raises:
-        UsageError: fewer than one seed, or fewer than exist; the folder holds runs of another recipe, or is a single
-            run; `name` cannot name a folder.
+        UsageError: fewer than one seed, more than `MAX_SEEDS`, or fewer than exist; the folder holds runs of another
+            recipe, or is a single run; `name` cannot name a folder.
         ToolkitError: the existing runs have other data, another teacher or other initial weights; a file cannot be read
             or written.
     """
-    if seeds < 1:
-        raise UsageError(f"the number of seeds must be a whole number from 1, not {seeds}")
+    if not 1 <= seeds <= MAX_SEEDS:
+        raise UsageError(f"the number of seeds must be a whole number from 1 to {MAX_SEEDS:,}, not {seeds}")
     require_name(name)
     path = root / name
     if (path / "recipe.toml").exists():
@@ -209,8 +217,9 @@ def find_seeds(name_or_path: str, *, root: Path = RUNS) -> SeedRuns | None:
 
 def open_seeds(path: Path) -> SeedRuns | None:
     """Open the folder of seeds `path`, up to the highest seed in it; None if it holds no seeds."""
-    numbers = [re.fullmatch(r"seed(\d+)", recipe.parent.name) for recipe in path.glob("seed*/recipe.toml")]
-    found = [int(match[1]) for match in numbers if match]
+    names = (recipe.parent.name for recipe in path.glob("seed*/recipe.toml"))
+    numbers = [int(match[1]) for name in names if (match := re.fullmatch(r"seed(0|[1-9][0-9]{0,5})", name))]
+    found = [number for number in numbers if number < MAX_SEEDS]
     return SeedRuns(path, max(found) + 1) if found else None
 
 

@@ -67,6 +67,7 @@ def create_app(
         },
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # the address of a redirection would hold the Host that the client sent
     return AccessLog(app, metrics, write_log or sys.stderr.write)
 
 

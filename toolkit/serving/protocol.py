@@ -1,15 +1,19 @@
-"""uvicorn's HTTP/1.1 protocol with limits on a request's head, and with a shutdown that answers accepted requests.
+"""uvicorn's HTTP/1.1 protocol with limits on a request's head and framing; a shutdown answers accepted requests.
 
-uvicorn itself waits for a head without a timeout, and stores headers of any size.
+uvicorn itself waits for a head without a timeout, stores headers of any size, and takes trailers for headers.
 """
 
 import asyncio
 import json
 from collections.abc import Callable
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 HEAD_BYTES = 64 * 2**10
+
+# Of a chunked body beside its contents: sizes of chunks, their extensions, trailers. A chunk of one byte has five.
+FRAMING_BYTES = 64 * 2**10
+FRAMING_BYTES_PER_BYTE = 8
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -29,7 +33,10 @@ class GuardedProtocol(HttpToolsProtocol):
 
     _timer: asyncio.TimerHandle | None = None
     _head_bytes: int | None = None  # received so far; None outside a head
+    _framing_bytes = 0  # of the body so far, less those that its contents allow
+    _message_ended = False  # in the bytes that were received last
     _body_unread = False
+    _answered: RequestResponseCycle | None = None  # uvicorn's `cycle` is the newest, which may wait for this one
     _draining = False
     _refused = False
 
@@ -39,36 +46,67 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._disconnect()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        if self._body_unread:
+            self._framing_bytes += len(data)
+        self._message_ended = False
         super().data_received(data)
-        if self._head_bytes is not None:
-            self._head_bytes += len(data)
+        self._check_sizes(len(data))
+        if self.transport.is_closing():
+            self._disconnect()
+
+    def _check_sizes(self, received: int) -> None:
+        """Count what belongs to the head of a request, or to the framing of its body, and end it beyond the limits."""
+        if self._head_bytes is not None and not self._message_ended:  # else part of it belongs to another request
+            self._head_bytes += received
             if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
                 self._refuse(431, f"the head of the request has more than {HEAD_BYTES:,} bytes")
+        elif self._body_unread and self._framing_bytes > FRAMING_BYTES:
+            self.transport.close()
+
+    def _disconnect(self) -> None:
+        """End the request that is being answered: writing its response to a closed connection would be an error."""
+        if self._answered is not None:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
 
     def on_message_begin(self) -> None:
         self._head_bytes = 0
         self._start_timer(self.head_seconds, self._end_slow_head)
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_bytes is not None:  # else a trailer, which nothing here reads
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._framing_bytes -= (1 + FRAMING_BYTES_PER_BYTE) * len(body)
+        super().on_body(body)
+
     def on_headers_complete(self) -> None:
         self._head_bytes = None
         self._body_unread = True
+        self._framing_bytes = 0
         self._stop_timer()
         super().on_headers_complete()
+        if not self.pipeline:
+            self._answered = self.cycle
         if self._draining:
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         self._body_unread = False
+        self._message_ended = True
         self._stop_timer()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        self._answered = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
         if self._body_unread and self.cycle.response_complete:
             self._start_timer(self.linger_seconds, self.transport.close)

@@ -8,6 +8,7 @@ github.com/triton-inference-server/server, docs/protocol/extension_binary_data.m
 import json
 import math
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -208,15 +209,25 @@ def _binary_tensor(binary: memoryview, size: Any, shape: list[int]) -> NDArray[n
 
 def _json_tensor(data: Any, shape: list[int]) -> NDArray[np.uint8]:
     """Convert the elements, a flat or nested list."""
-    try:
-        array = np.asarray(data) if isinstance(data, list) else None
-    except (ValueError, OverflowError):  # rows of different lengths; nested beyond NumPy's limit
-        array = None
-    if array is None or array.dtype.kind not in "iu" or array.shape not in ((math.prod(shape),), tuple(shape)):
+    values = _flatten(data, shape)
+    if values is None or set(map(type, values)) != {int}:  # NumPy would pad texts to the length of the longest
         raise _bad_request(f"data must be {math.prod(shape)} integers, flat or nested in the shape {shape}")
-    if array.min() < 0 or array.max() > 255:
+    if min(values) < 0 or max(values) > 255:
         raise _bad_request("data of the datatype UINT8 must lie between 0 and 255")
-    return array.astype(np.uint8).reshape(shape)
+    return np.array(values, np.uint8).reshape(shape)
+
+
+def _flatten(data: Any, shape: list[int]) -> list[Any] | None:
+    """As many elements as the shape has, from a flat list or one nested in the shape; None for another list."""
+    if not isinstance(data, list):
+        return None
+    values: list[Any] = data
+    if len(values) == shape[0]:
+        for size in shape[1:]:
+            if not all(isinstance(row, list) and len(row) == size for row in values):
+                return None
+            values = list(chain.from_iterable(values))
+    return values if len(values) == math.prod(shape) else None
 
 
 def _parse_outputs(request: dict[str, Any]) -> dict[str, bool]:
