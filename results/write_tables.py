@@ -124,7 +124,8 @@ Terms:
 - **picture rule**: how any picture becomes 32x32 RGB pixels: EXIF rotation, white under transparency, center square,
   antialiased bicubic resizing.
 - **level**: a step of a pixel value, which goes from 0 to 255.
-- **logit difference**: the absolute difference from PyTorch in float32, on the test set unless the text says otherwise.
+- **logit difference**: the absolute difference from PyTorch in float32, over random images and the test set unless the
+  text says otherwise.
 - **side**: one of the programs or sessions that a benchmark compares.
 - **bare session**: ONNX Runtime called directly, with its own defaults.
 - **std**: the sample standard deviation over seeds; it needs more than one.

@@ -93,9 +93,8 @@ def predict_to_folder(
     if format not in FORMATS:
         raise UsageError(f"parts are written as {' or '.join(FORMATS)}, not {format}")
     path = find_model(model)
-    check_options(
-        batch_size=batch_size, top=top, class_count=len(open_model(path, provider="cpu", threads=1).class_names)
-    )
+    class_names = open_model(path, provider="cpu", threads=1).class_names
+    check_options(batch_size=batch_size, top=top, class_count=len(class_names))
     folder = PartsFolder(out.absolute())
     missing: list[Failure] = []
     with folder.lock():

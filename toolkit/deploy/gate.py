@@ -360,13 +360,10 @@ class Gate:
         self._record(test_correct=correct, test_accuracy=correct / images, near_ties=near_ties)
         if reference.logits is not None:
             lost, allowed = (self.figures.reference_correct or 0) - correct, self._image_slack()
-            points = (
-                f" ({float(tolerances.points_lost):g} points)"
-                if tolerances.points_lost is not None
-                else ", the near ties"
-            )
+            points = tolerances.points_lost
+            reason = ", the near ties" if points is None else f" ({float(points):g} points)"
             found = f"{correct:,} right, and {self.figures.reference_correct:,} by PyTorch"
-            self._require(lost <= allowed, "accuracy lost", found=found, limit=f"at most {allowed:,} fewer{points}")
+            self._require(lost <= allowed, "accuracy lost", found=found, limit=f"at most {allowed:,} fewer{reason}")
         low, high = wilson_interval(correct, images)
         self._record(test_accuracy_interval=(low, high))
         self._report_only("accuracy, 95% interval", f"{low:.2%} to {high:.2%}", f"reported (Wilson, {images:,} images)")

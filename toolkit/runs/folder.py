@@ -333,8 +333,9 @@ def _read_mtime(path: Path) -> float:
 
 
 def _find_in_runs(root: Path, file: str) -> list[Path]:
-    """List the files of that name in all runs under `root`, including those of several seeds."""
+    """List the files of that name in all runs under `root`, including those of several seeds.
+
+    Skips hidden folders: they are still being created.
+    """
     found = [*root.glob(f"*/{file}"), *root.glob(f"*/seed*/{file}")]
-    return [
-        path for path in found if not path.relative_to(root).parts[0].startswith(".")
-    ]  # folders that are still being created
+    return [path for path in found if not path.relative_to(root).parts[0].startswith(".")]
