@@ -200,7 +200,7 @@ def test_export_verify_evaluate_predict(trained, cifar, tmp_path):
     assert verified.returncode == 0, verified.stderr
     without = cifar("verify", model, "--data", "demo", "--min-accuracy", "0.05")
     assert "not checked (no checkpoint)" in without.stdout
-    assert "metadata not verified" in " ".join(without.stdout.split())
+    assert "metadata not checked" in " ".join(without.stdout.split())
     assert "checkpoint_sha256" in without.stdout
     of_onnx = json.loads(cifar("evaluate", model, "--json").stdout)  # the file says that it belongs to the drawn data
     of_torch = json.loads(cifar("evaluate", checkpoint, "--data", "demo", "--json").stdout)

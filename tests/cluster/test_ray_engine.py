@@ -22,7 +22,7 @@ from tests.support.training import same_weights, train_epochs, weights_of
 from toolkit.cluster.engines import open_prediction_engine, open_training_engine
 from toolkit.cluster.jobs import Job, Outcome
 from toolkit.cluster.prediction import predict_to_folder
-from toolkit.cluster.ray_engine import RayEngine
+from toolkit.cluster.ray_engine import RayEngine, count_gpus
 from toolkit.cluster.training import train_seeds
 from toolkit.data.dataset import find_data
 from toolkit.errors import UsageError
@@ -79,7 +79,7 @@ def test_jobs_that_fail_for_good_fail_alone(ray_cluster, tmp_path):
     running = engine.run(endless)
     assert [next(running).error for _ in range(3)] == [None] * 3
     running.close()
-    assert engine.gpus() == 0
+    assert count_gpus(ray_cluster.address) == 0
 
 
 @pytest.mark.slow

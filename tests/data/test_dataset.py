@@ -89,7 +89,7 @@ def test_demo_is_the_drawn_set_and_dot_demo_a_folder(
 
 
 @pytest.mark.parametrize("chosen_by", ["--data", "$CIFAR_DATA"])
-@pytest.mark.parametrize("found", ["does not exist", "is not a folder", "has no", "lacks test_batch"])
+@pytest.mark.parametrize("found", ["does not exist", "is not a folder", "does not hold", "lacks test_batch"])
 def test_a_named_folder_without_the_data_is_refused_and_not_written_to(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen_by: str, found: str
 ) -> None:
@@ -97,7 +97,7 @@ def test_a_named_folder_without_the_data_is_refused_and_not_written_to(
     match found:
         case "is not a folder":
             folder.touch()
-        case "has no":
+        case "does not hold":
             folder.mkdir()
         case "lacks test_batch":
             (write_batches(folder) / BATCHES / "test_batch").unlink()

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from toolkit.errors import UsageError
 
-# CIFAR-10: 9,100 of the 10,000 test images. The drawn images (demo) are easier.
+# CIFAR-10: 9,100 of the 10,000 test images. The synthetic pictures (demo) are easier.
 FLOORS = {"cifar10": 0.91, "demo": 0.91}
 
 _Z = 1.959963984540054  # of the normal distribution, two-sided 95%

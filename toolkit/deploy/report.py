@@ -47,7 +47,7 @@ class Figures:
         reference_correct: test images that PyTorch classifies correctly, in float32.
         max_logit_difference: from PyTorch's logits, over the random and the test images.
         differing_labels: test images that the model and PyTorch label differently.
-        pixels_compared: values of drawn pictures that the graph resized (input "picture" only, as the next two).
+        pixels_compared: values of synthetic pictures that the graph resized (input "picture" only, as the next two).
         pixels_differing: those of them that differ from the picture rule of `toolkit.inference.image`.
         largest_pixel_difference: in levels of 0 to 255.
     """

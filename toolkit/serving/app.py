@@ -17,7 +17,7 @@ from toolkit.files import as_text
 from toolkit.inference import Failure, Prediction
 from toolkit.inference.output_format import format_predictions
 from toolkit.serving.access_log import CLIENT_GONE, AccessLog
-from toolkit.serving.limits import Intake, Limits
+from toolkit.serving.limits import Intake, RequestLimits
 from toolkit.serving.metrics import Metrics
 from toolkit.serving.model import Picture, ServedModel
 from toolkit.serving.multipart import split_pictures
@@ -33,7 +33,7 @@ def create_app(
     model: ServedModel,
     *,
     threads: int,
-    limits: Limits = Limits(),  # noqa: B008  (frozen)
+    limits: RequestLimits = RequestLimits(),  # noqa: B008  (frozen)
     write_log: Callable[[str], object] | None = None,
 ) -> ASGIApp:
     """Build the application for an open model.
@@ -74,7 +74,7 @@ def create_app(
 class Endpoints:
     """The routes outside the V2 protocol."""
 
-    def __init__(self, model: ServedModel, limits: Limits, intake: Intake, metrics: Metrics) -> None:
+    def __init__(self, model: ServedModel, limits: RequestLimits, intake: Intake, metrics: Metrics) -> None:
         self._model = model
         self._limits = limits
         self._intake = intake

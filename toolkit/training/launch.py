@@ -318,7 +318,7 @@ class _Launcher:
         resume_command: str | None = None,
     ) -> LaunchResult:
         """Train one run and show its progress."""
-        recipe, options = run.recipe(), self.options
+        recipe, options = run.read_recipe(), self.options
         if source.name == PICTURES:
             source.train()  # decodes the pictures before the display of the run is shown
         self.note(f"{'Resuming' if resume else 'Training'} {recipe.run.model} on {source.name}, in {run.path}")
