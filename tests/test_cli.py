@@ -294,7 +294,7 @@ def test_a_model_of_other_data_is_not_judged(trained, cifar, tmp_path):
         (["predict", "x.png", "--model", "nothing.onnx"], 1, "nothing.onnx"),
         (["predict", "x.png", "--format", "xml"], 2, "'xml' is not one of 'table', 'json', 'jsonl', 'csv'"),
         (["predict"], 2, "Missing argument"),
-        (["data", "--data", "nowhere"], 1, "the data are incomplete"),
+        (["data", "--data", "nowhere"], 1, "a folder of pictures (train/CLASS/... and test/CLASS/..., or CLASS/...)"),
         (["fly"], 2, "No such command"),
     ],
 )

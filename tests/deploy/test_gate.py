@@ -151,11 +151,12 @@ def test_the_checks_stand_in_the_order_of_the_contract(case: Case) -> None:
         "labels, test images",
         "accuracy lost",
         "accuracy, 95% interval",
+        "macro accuracy",
         "accuracy",
         "metadata",
         "metadata not checked",
     ]
-    reported = ("precision", "accuracy, 95% interval", "metadata not checked")
+    reported = ("precision", "accuracy, 95% interval", "macro accuracy", "metadata not checked")
     assert {check.passed for check in case.report.checks if check.name not in reported} == {True}
 
 

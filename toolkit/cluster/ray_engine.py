@@ -82,9 +82,12 @@ def _connect(address: str | None) -> Any:
     _require_reachable(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        # A cluster of this machine alone needs no dashboard; one that is running keeps its own.
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, and those of gRPC
-        raise _unreachable(address, error) from error
+        raise _unreachable(
+            address, error, hint="if it requires a token, set RAY_AUTH_MODE=token and copy ~/.ray/auth_token; "
+        ) from error
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler ends the process without a message
     return ray
@@ -101,8 +104,8 @@ def _require_reachable(address: str | None) -> None:
         raise _unreachable(address, error) from error
 
 
-def _unreachable(address: str | None, error: Exception) -> ToolkitError:
+def _unreachable(address: str | None, error: Exception, *, hint: str = "") -> ToolkitError:
     return ToolkitError(
         f"no Ray cluster is reached at {display(address or 'the default address')}: {first_line(error)}. `ray status` "
-        "on its head shows its state; `--on local` uses this machine"
+        f"on its head shows its state; {hint}`--on local` uses this machine"
     )

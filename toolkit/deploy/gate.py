@@ -24,7 +24,7 @@ from onnx import ModelProto
 from toolkit.data import synthetic
 from toolkit.data.cifar import TEST_COUNT
 from toolkit.deploy import graph
-from toolkit.deploy.accuracy import wilson_interval
+from toolkit.deploy.accuracy import macro_accuracy, wilson_interval
 from toolkit.deploy.batches import draw_batches
 from toolkit.deploy.comparison import find_difference
 from toolkit.deploy.metadata import find_mismatches, read_metadata, required_correct, unverified_keys
@@ -354,7 +354,8 @@ class Gate:
     def _check_accuracy(self, logits: Float32, reference: Reference) -> None:
         """Compare the count of correct test images with PyTorch's, then with the floor."""
         images, tolerances = len(reference.labels), self.tolerances
-        correct = int((logits.argmax(1) == reference.labels).sum())
+        matches = logits.argmax(1) == reference.labels
+        correct, macro = int(matches.sum()), macro_accuracy(matches, reference.labels)
         theirs = logits if reference.logits is None else reference.logits[RANDOM_COUNT:]
         near_ties = int(_find_near_ties(theirs, tolerances).sum()) if tolerances.points_lost is None else 0
         self._record(test_correct=correct, test_accuracy=correct / images, near_ties=near_ties)
@@ -365,8 +366,9 @@ class Gate:
             found = f"{correct:,} right, and {self.figures.reference_correct:,} by PyTorch"
             self._require(lost <= allowed, "accuracy lost", found=found, limit=f"at most {allowed:,} fewer{reason}")
         low, high = wilson_interval(correct, images)
-        self._record(test_accuracy_interval=(low, high))
+        self._record(test_accuracy_interval=(low, high), test_macro_accuracy=macro)
         self._report_only("accuracy, 95% interval", f"{low:.2%} to {high:.2%}", f"reported (Wilson, {images:,} images)")
+        self._report_only("macro accuracy", f"{macro:.2%}", "reported (mean over classes)")
         required = self.figures.required_correct or 0
         limit = f"at least {required:,} ({self.figures.min_accuracy:g})"
         self._require(correct >= required, "accuracy", found=f"{correct:,} of {images:,} right", limit=limit)
