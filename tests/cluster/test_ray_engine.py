@@ -22,7 +22,7 @@ from tests.support.training import same_weights, train_epochs, weights_of
 from toolkit.cluster.engines import open_prediction_engine, open_training_engine
 from toolkit.cluster.jobs import Job, Outcome
 from toolkit.cluster.prediction import predict_to_folder
-from toolkit.cluster.ray_engine import RayEngine
+from toolkit.cluster.ray_engine import RayEngine, count_gpus
 from toolkit.cluster.training import train_seeds
 from toolkit.data.dataset import find_data
 from toolkit.errors import UsageError
