@@ -48,7 +48,7 @@ def test_a_run_from_the_shipped_model_uses_the_preset_and_records_its_data(scene
     assert [entry["path"] for entry in summary["findings"]["skipped"]] == ["train/cat/broken.png"]
     assert {"accuracy", "macro_accuracy", "top5_accuracy"} <= summary["best"]["validation"].keys()
     assert "new: linear" in done.stderr
-    assert done.stderr.index("broken.png: is not a picture") < done.stderr.index("Training resnet20")
+    assert done.stderr.index("broken.png: not a picture") < done.stderr.index("Training resnet20")
     place = json.loads((folder / summary["run"] / "data.json").read_text())
     assert place == {"path": str(folder / "pets"), "skip_damaged": True}
 

@@ -354,8 +354,8 @@ class Gate:
     def _check_accuracy(self, logits: Float32, reference: Reference) -> None:
         """Compare the count of correct test images with PyTorch's, then with the floor."""
         images, tolerances = len(reference.labels), self.tolerances
-        right = logits.argmax(1) == reference.labels
-        correct, macro = int(right.sum()), macro_accuracy(right, reference.labels)
+        matches = logits.argmax(1) == reference.labels
+        correct, macro = int(matches.sum()), macro_accuracy(matches, reference.labels)
         theirs = logits if reference.logits is None else reference.logits[RANDOM_COUNT:]
         near_ties = int(_find_near_ties(theirs, tolerances).sum()) if tolerances.points_lost is None else 0
         self._record(test_correct=correct, test_accuracy=correct / images, near_ties=near_ties)

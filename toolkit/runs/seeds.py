@@ -205,7 +205,7 @@ def begin_seeds(
         _require_same_origin(begun, source, teacher)
     seed_runs = SeedRuns(path, seeds)
     for seed, run in enumerate(seed_runs.runs):
-        if not (run.path / "recipe.toml").is_file():
+        if not run.recipe_path.is_file():
             run.write_inputs(_set_seed(recipe, seed), init)
     return seed_runs
 
@@ -230,7 +230,7 @@ def _set_seed(recipe: Recipe, seed: int) -> Recipe:
 def _find_other_recipe(begun: SeedRuns, recipe: Recipe) -> str | None:
     """Describe the first run whose recipe differs from `recipe`, with the keys that differ; None if all agree."""
     for seed, run in enumerate(begun.runs):
-        if not (run.path / "recipe.toml").is_file():
+        if not run.recipe_path.is_file():
             continue  # not yet created
         wanted, found = _set_seed(recipe, seed), run.read_recipe()
         if wanted != found:
@@ -251,7 +251,7 @@ def _require_same_init(begun: SeedRuns, init: Checkpoint | None) -> None:
     """Raise `ToolkitError` if existing runs start from other weights."""
     wanted = identify_checkpoint(init) if init else None
     for run in begun.runs:
-        if not (run.path / "recipe.toml").is_file():
+        if not run.recipe_path.is_file():
             continue  # not yet created
         found = identify_checkpoint(load_checkpoint(run.init)) if run.init.is_file() else None
         if found != wanted:

@@ -301,7 +301,7 @@ class _Launcher:
 
     def _resume_seeds(self, seed_runs: SeedRuns) -> str:
         options = self.options
-        recipe = str(seed_runs.runs[0].path / "recipe.toml")  # its own seed does not count
+        recipe = str(seed_runs.runs[0].recipe_path)  # its own seed does not count
         arguments = ["--seeds", str(seed_runs.n), "--recipe", recipe, "--name", seed_runs.path.name]
         arguments += ["--init", options.init] if options.init else []
         arguments += ["--teacher", options.teacher] if options.teacher else []
