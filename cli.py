@@ -28,7 +28,7 @@ from toolkit.recipes.recipe import recipe_from_flags
 
 app = typer.Typer(
     name="cifar",
-    help="Train ResNet-20 on CIFAR-10, export it to ONNX with proof, and predict image files.",
+    help="Train ResNet-20 on CIFAR-10, export it to verified ONNX, and classify image files.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -152,9 +152,9 @@ def export(
     provider: options.GateProvider = "cpu",
     json_output: options.Json = False,
 ) -> None:
-    """Export a checkpoint to ONNX, through the gate.
+    """Export a checkpoint to ONNX and verify it.
 
-    The file appears only after it has passed the gate; exit code 3: rejected.
+    The file is written only if it passes the gate, the checks that a model file must pass; otherwise exit code 3.
     """
     from toolkit.data.dataset import name_of_data
     from toolkit.deploy import export_onnx
@@ -191,7 +191,7 @@ def verify(
     provider: options.GateProvider = "cpu",
     json_output: options.Json = False,
 ) -> None:
-    """Run the gate on an existing ONNX file; exit code 3: rejected."""
+    """Run the gate, the checks that a model file must pass, on an ONNX file; exit code 3 if it fails."""
     from toolkit.deploy import verify as verify_model
 
     verify_file = functools.partial(
@@ -246,11 +246,14 @@ def predict(
     from toolkit.inference import Classifier, Failure
     from toolkit.inference.output_format import format_predictions
 
-    if out is not None or on is not None:
-        if out is None or plot is not None or provider not in ("auto", "cpu"):
-            raise UsageError("--on needs --out FOLDER, which takes neither --plot nor a --provider other than cpu")
+    if on is not None and out is None:
+        raise UsageError("--on needs --out FOLDER, the folder for the part files")
+    if out is not None and (plot is not None or provider not in ("auto", "cpu")):
+        raise UsageError("--out allows neither --plot nor a --provider other than cpu: leave them out")
+    if out is not None:
+        settings = {"model": model, "format": format or "csv", "top": top, "batch_size": batch_size}
         start_collection()
-        predict_parts(paths, out, on=on or "local", model=model, format=format or "csv", top=top)
+        predict_parts(paths, out, on=on or "local", **settings)
         return
     if plot is not None:
         from toolkit.evaluation.plots import require_plottable
@@ -287,7 +290,7 @@ def predict(
 
 
 def predict_parts(paths: list[str], out: Path, *, on: str, **options: Any) -> None:
-    """Predict into part files where `--on` says, and print their counts and the first errors."""
+    """Predict into part files on the engine that `on` names; print the counts and the first errors."""
     from toolkit.cluster.engines import open_prediction_engine
     from toolkit.cluster.prediction import predict_to_folder
     from toolkit.display import jobs_bar, parts_lines
@@ -392,7 +395,7 @@ def doctor(data: options.Data = None, json_output: options.Json = False) -> None
 def demo(
     folder: Annotated[Path, typer.Option(help="Folder for all files of the demo.")] = Path("cifar-demo"),
 ) -> None:
-    """Run the whole pipeline on drawn pictures, in about a minute."""
+    """Run the whole pipeline on synthetic pictures, in about a minute."""
     from toolkit.demo import run_demo
 
     if exit_code := run_demo(folder, run=functools.partial(app, standalone_mode=False), echo=typer.echo):

@@ -91,7 +91,7 @@ def measure(name: str, recipe: Recipe, *, seeds: int, source: DataSource, runs: 
     """Train the unfinished seeds; return the figures of each seed in percent, their spread, and the mean curve."""
     seed_runs = begin_seeds(recipe, seeds=seeds, source=source, name=name.replace(" ", "-"), root=runs)
     for run in seed_runs.find_unfinished():
-        train(run.recipe(), source=source, run=run, resume=True, on_epoch=partial(print_epoch, run))
+        train(run.read_recipe(), source=source, run=run, resume=True, on_epoch=partial(print_epoch, run))
     summary = seed_runs.write_summary()
     curves = [[100 * epoch["val_accuracy"] for epoch in run.read_metrics()] for run in seed_runs.runs]
     tests = evaluate_seeds(seed_runs, source=source).metrics

@@ -18,7 +18,7 @@ from toolkit.training.initialize import load_initial
 def main(pictures: str, min_accuracy: str = "0.5", recipe: str = "finetune", output: str = "own") -> None:
     source = find_data(pictures, note=print)
     run = create_run(load_recipe(recipe), stem="own", root=Path(output) / "runs", init=load_initial("shipped"))
-    train(run.recipe(), source=source, run=run, note=print)
+    train(run.read_recipe(), source=source, run=run, note=print)
     model = Path(output) / "model.onnx"
     figures = export_onnx(run.best, model, data=source, min_accuracy=float(min_accuracy)).figures
     assert figures.test_accuracy_interval is not None

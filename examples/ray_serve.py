@@ -10,8 +10,10 @@ import argparse
 import hashlib
 import signal
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
+import ray
 from ray import serve
 from starlette.types import ASGIApp
 
@@ -47,7 +49,8 @@ if __name__ == "__main__":
     options = parser.parse_args()
     deploy(options.model, replicas=options.replicas, port=options.port)
     print(f"Serving at http://127.0.0.1:{options.port}; Ctrl-C stops", flush=True)
-    try:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own handler can end in an abort
+    with suppress(KeyboardInterrupt):
         signal.pause()
-    finally:
-        serve.shutdown()
+    serve.shutdown()
+    ray.shutdown()

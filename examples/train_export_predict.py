@@ -2,7 +2,7 @@
 
     python train_export_predict.py [DATA] [RECIPE] [FOLDER]
 
-DATA is a folder with CIFAR-10, or `demo` (the default) for the drawn pictures; RECIPE a preset or a file.
+DATA is a folder with CIFAR-10, or `demo` (the default) for synthetic pictures; RECIPE a preset or a file.
 """
 
 import sys

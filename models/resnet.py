@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut. (N, in, H, W) -> (N, out, H / stride, W / stride)."""
+    """Two 3x3 convolutions with a shortcut connection. (N, in, H, W) -> (N, out, H / stride, W / stride)."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
-        return F.relu(out.add_(self.shortcut(x)), inplace=True)  # in place: less memory to go through
+        return F.relu(out.add_(self.shortcut(x)), inplace=True)  # in place: less memory traffic
 
 
 class ResNet(nn.Module):

@@ -21,7 +21,7 @@ from results import attack_harness
 from results.attack_harness import add_options
 from toolkit.data.cifar import CLASS_NAMES
 from toolkit.deploy import quantize
-from toolkit.deploy.export import build_graph
+from toolkit.deploy.export import export_graph
 from toolkit.deploy.gate import Gate
 from toolkit.deploy.metadata import write_metadata
 from toolkit.deploy.picture_input import prepend_picture_input
@@ -40,7 +40,7 @@ def make_bases() -> list[ModelProto]:
     network = ResNet(blocks_per_stage=1, widths=(4, 6, 8)).eval()
     made = []
     for input_format in ("uint8-nhwc", "float-nchw"):
-        fp32 = build_graph(network, input_format=input_format)  # type: ignore[arg-type]
+        fp32 = export_graph(network, input_format=input_format)  # type: ignore[arg-type]
         int8 = [quantize.to_int8(fp32, images, target=target)[0] for target in ("cpu", "gpu")]  # type: ignore[arg-type]
         made += [fp32, quantize.to_fp16(fp32), *int8]
     made += map(prepend_picture_input, made[:3])

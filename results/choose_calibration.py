@@ -24,7 +24,7 @@ import torch
 from toolkit.data.dataset import DataSource, data_identity, find_data, require_same_data
 from toolkit.data.images import Images
 from toolkit.data.split import split_images
-from toolkit.deploy.export import build_graph
+from toolkit.deploy.export import export_graph
 from toolkit.deploy.quantize import CALIBRATION_METHODS, calibration_images, to_int8
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.metrics import compute_logits
@@ -77,7 +77,7 @@ def compare(
     """
     train, validation = split_as_trained(checkpoint, source)
     network = checkpoint.network()
-    graph = build_graph(network)
+    graph = export_graph(network)
     expected = compute_logits(network, validation.images).numpy()
     labels = validation.labels.numpy()
     float32 = {"method": "none", "reduce_range": False, "images": 0, "draw": 0, "bytes": graph.ByteSize()}

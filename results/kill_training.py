@@ -42,7 +42,7 @@ def resume_run(run: RunFolder) -> None:
             print("started", flush=True)
             started = True
 
-    train(run.recipe(), source=colored_source(), run=run, device="cpu", resume=True, on_progress=progress)
+    train(run.read_recipe(), source=colored_source(), run=run, device="cpu", resume=True, on_progress=progress)
 
 
 def kill_once(run: RunFolder, seconds: float) -> bool:

@@ -1,10 +1,11 @@
 """`cifar serve` and a plain FastAPI application under load, by wrk on the same machine -> results/serve-load.json.
 
-    python results/serve_load.py [--seconds 60] [--soak 600] [--out results/serve-load.json]
+    python results/serve_load.py [--seconds 60] [--soak 600] [--only loads|soak] [--out results/serve-load.json]
 
 Needs wrk (`apt-get install wrk`), `pip install ".[serve]" fastapi`, Linux, and a machine that does nothing else. Each
 server runs in a process of its own, one at a time, and in turn for each number of clients. All clients keep their
-connection open and send the same picture, a 32x32 PNG of noise. The soak sends one bad picture in ten.
+connection open and send the same picture, a 32x32 PNG of noise. The soak sends one bad picture in ten. `--only`
+measures one of the two and keeps the other from the JSON.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -93,34 +95,44 @@ class Load:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=int, default=60, help="of each run")
-    parser.add_argument("--soak", type=int, default=600, help="seconds; 0: none")
+    parser.add_argument("--seconds", type=int, default=60, help="of each load")
+    parser.add_argument("--soak", type=int, default=600, metavar="SECONDS", help="of the soak")
+    parser.add_argument("--only", choices=("loads", "soak"), help="keep the other from the JSON")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "serve-load.json")
     options = parser.parse_args()
+    result = json.loads(options.out.read_text()) if options.only else {}
+    if options.only != "soak":
+        result |= measure_loads(options.seconds)
+    if options.only != "loads":
+        result |= {"soak": measure_soak(options.soak)}
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def measure_loads(seconds: int) -> dict[str, Any]:
     loads = []
     for clients in CLIENTS:
         for server in SERVERS:
             with running(server) as (process, port):
-                loads.append(measure(server, process, port, clients=clients, seconds=options.seconds))
+                loads.append(measure(server, process, port, clients=clients, seconds=seconds))
             print(loads[-1], file=sys.stderr)
-    soak = None
-    if options.soak:
-        with running("cifar") as (process, port):
-            soak = measure("cifar", process, port, clients=16, seconds=options.soak, bad=True)
-        print(soak, file=sys.stderr)
     rates = {load.server: load.pictures_per_second for load in loads if load.clients == 16}
-    result = {
+    return {
         "picture": "32x32 PNG of noise",
         "cores": available_cores(),
         "libraries": {
             name: version(name) for name in ("starlette", "uvicorn", "httptools", "uvloop", "fastapi", "pillow")
         },
-        "seconds": options.seconds,
+        "seconds": seconds,
         "loads": [dataclasses.asdict(load) for load in loads],
         "speedup_at_16_clients": rates["cifar"] / rates["fastapi"],
-        "soak": soak and {"seconds": options.soak, "bad_pictures": "one in ten", **dataclasses.asdict(soak)},
     }
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def measure_soak(seconds: int) -> dict[str, Any]:
+    with running("cifar") as (process, port):
+        soak = measure("cifar", process, port, clients=16, seconds=seconds, bad=True)
+    print(soak, file=sys.stderr)
+    return {"seconds": seconds, "cores": available_cores(), "bad_pictures": "one in ten", **dataclasses.asdict(soak)}
 
 
 @contextmanager

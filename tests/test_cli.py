@@ -200,7 +200,7 @@ def test_export_verify_evaluate_predict(trained, cifar, tmp_path):
     assert verified.returncode == 0, verified.stderr
     without = cifar("verify", model, "--data", "demo", "--min-accuracy", "0.05")
     assert "not checked (no checkpoint)" in without.stdout
-    assert "metadata not verified" in " ".join(without.stdout.split())
+    assert "metadata not checked" in " ".join(without.stdout.split())
     assert "checkpoint_sha256" in without.stdout
     of_onnx = json.loads(cifar("evaluate", model, "--json").stdout)  # the file says that it belongs to the drawn data
     of_torch = json.loads(cifar("evaluate", checkpoint, "--data", "demo", "--json").stdout)
@@ -294,7 +294,7 @@ def test_a_model_of_other_data_is_not_judged(trained, cifar, tmp_path):
         (["predict", "x.png", "--model", "nothing.onnx"], 1, "nothing.onnx"),
         (["predict", "x.png", "--format", "xml"], 2, "'xml' is not one of 'table', 'json', 'jsonl', 'csv'"),
         (["predict"], 2, "Missing argument"),
-        (["data", "--data", "nowhere"], 1, "the data are incomplete"),
+        (["data", "--data", "nowhere"], 1, "a folder of pictures (train/CLASS/... and test/CLASS/..., or CLASS/...)"),
         (["fly"], 2, "No such command"),
     ],
 )

@@ -34,7 +34,7 @@ REPORT = Report(
     checks=(
         Check("file size", "1,097,012 bytes", "at most 67,108,864 bytes", True),
         Check("interface", SIGNATURE, SIGNATURE, True),
-        Check("precision", "[bold]fp32[/bold] :cat:", "reported: it decides the limits below", None),
+        Check("precision", "[bold]fp32[/bold] :cat:", "sets the limits below", None),
         Check("accuracy", "9,099 of 10,000 right", "at least 9,100 (0.91)", False),
     ),
     figures=Figures("cpu", 0.91, 1_097_012, ""),
@@ -82,7 +82,7 @@ SEEDS_METRICS = SeedsMetrics(
 FINDINGS = (
     Finding("torch", "2.14.1, built for CUDA 13.0"),
     Finding("provider cuda", "no NVIDIA driver", None, 'with an NVIDIA GPU here: pip install "onnxruntime-gpu[cuda]"'),
-    Finding("shipped model", "model.onnx: is damaged", False, "pip install --force-reinstall cifar"),
+    Finding("shipped model", "model.onnx is damaged", False, "pip install --force-reinstall cifar"),
 )
 DATA = DataStatus(
     "cifar10", "--data", Path("/data"), {"data_batch_1": "ok", "test_batch\x1b": "missing"}, train_count=0, test_count=0
@@ -110,8 +110,7 @@ interface  images uint8 (batch, 32, 32,  images uint8 (batch, 32, 32,   passed
            3) -> logits float32 (batch,  3) -> logits float32 (batch,
            10), probabilities float32    10), probabilities float32
            (batch, 10)                   (batch, 10)
-precision  [bold]fp32[/bold] :cat:       reported: it decides the       reported
-                                         limits below
+precision  [bold]fp32[/bold] :cat:       sets the limits below          reported
 accuracy   9,099 of 10,000 right         at least 9,100 (0.91)          REJECTED
 """,
     120: """\
@@ -120,7 +119,7 @@ file size  1,097,012 bytes                                   at most 67,108,864 
 interface  images uint8 (batch, 32, 32, 3) -> logits         images uint8 (batch, 32, 32, 3) -> logits float32  passed
            float32 (batch, 10), probabilities float32        (batch, 10), probabilities float32 (batch, 10)
            (batch, 10)
-precision  [bold]fp32[/bold] :cat:                           reported: it decides the limits below              reported
+precision  [bold]fp32[/bold] :cat:                           sets the limits below                              reported
 accuracy   9,099 of 10,000 right                             at least 9,100 (0.91)                              REJECTED
 """,
 }
@@ -272,14 +271,14 @@ ok  torch           2.14.1, built for CUDA 13.0
 --  provider cuda   no NVIDIA driver
                     -> with an NVIDIA GPU here: pip install
                     "onnxruntime-gpu[cuda]"
-BAD shipped model   model.onnx: is damaged
+BAD shipped model   model.onnx is damaged
                     -> pip install --force-reinstall cifar
 """,
     120: """\
 ok  torch           2.14.1, built for CUDA 13.0
 --  provider cuda   no NVIDIA driver
                     -> with an NVIDIA GPU here: pip install "onnxruntime-gpu[cuda]"
-BAD shipped model   model.onnx: is damaged
+BAD shipped model   model.onnx is damaged
                     -> pip install --force-reinstall cifar
 """,
 }
@@ -310,7 +309,7 @@ def test_data_that_is_complete(width):
 
 def test_drawn_data(width):
     status = DataStatus("demo", "--data", None, {}, 4000, 1000)
-    assert display.data_lines(overview(status)) == "demo: drawn on demand"
+    assert display.data_lines(overview(status)) == "demo: synthetic pictures, generated on demand"
 
 
 def test_a_folder_of_pictures_with_its_classes_and_remarks(width):

@@ -22,7 +22,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import cli
-from toolkit.deploy.export import build_graph
+from toolkit.deploy.export import export_graph
 from toolkit.deploy.quantize import to_fp16, to_int8
 from toolkit.device import device_name
 from toolkit.training import load_checkpoint
@@ -182,7 +182,7 @@ def all_logits() -> dict[str, list[list[float]]]:
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)))
     with torch.inference_mode():
         found = {"torch": network((torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std).numpy()}
-    exact = build_graph(network)
+    exact = export_graph(network)
     for precision, model in {"fp32": exact, "fp16": to_fp16(exact), "int8": to_int8(exact, images)[0]}.items():
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         found[precision] = session.run(["logits"], {"images": images})[0]

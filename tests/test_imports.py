@@ -28,7 +28,7 @@ ALLOWED = {  # room -> the rooms and modules of toolkit/ (or `models`) that it m
     "toolkit/evaluation": (*BOTTOM, "device", "inference", "data", "runs"),
     "toolkit/training": ("models", *BOTTOM, "interrupt", "cores", "device", "recipes", "data", "runs", "evaluation"),
     "toolkit/deploy": ("models", *BOTTOM, "inference", "recipes", "data", "runs", "evaluation"),
-    "toolkit/cluster": (*BOTTOM, "cores", "device", "processes", "inference", "data", "runs", "training"),
+    "toolkit/cluster": (*BOTTOM, "cores", "device", "interrupt", "processes", "inference", "data", "runs", "training"),
     "toolkit/doctor.py": (*BOTTOM, "inference", "data"),
     "toolkit/display.py": ("models", *BOTTOM, "recipes"),
     "toolkit/command_line.py": (*BOTTOM, "interrupt", "cores", "recipes"),

@@ -1,6 +1,8 @@
 """The user's own pictures from end to end: data, train, evaluate, export, verify, predict."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import onnxruntime
@@ -8,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.support.pictures import write_colored_folder, write_folder, write_split_folder
+from tests.support.sources import ROOT
 from toolkit.data.dataset import find_data
 from toolkit.runs.checkpoint import load_checkpoint
 from toolkit.training import launch
@@ -45,6 +48,7 @@ def test_a_run_from_the_shipped_model_uses_the_preset_and_records_its_data(scene
     assert [entry["path"] for entry in summary["findings"]["skipped"]] == ["train/cat/broken.png"]
     assert {"accuracy", "macro_accuracy", "top5_accuracy"} <= summary["best"]["validation"].keys()
     assert "new: linear" in done.stderr
+    assert done.stderr.index("broken.png: not a picture") < done.stderr.index("Training resnet20")
     place = json.loads((folder / summary["run"] / "data.json").read_text())
     assert place == {"path": str(folder / "pets"), "skip_damaged": True}
 
@@ -105,6 +109,18 @@ def test_evaluate_verify_and_predict_the_exported_model(scene, exported, cifar):
     assert set(labels) <= {"cat", "dog"}
 
 
+def test_the_example_client_without_the_toolkit_predicts_own_classes(scene, exported, cifar):
+    folder, _ = scene
+    paths = sorted(path.relative_to(folder).as_posix() for path in (folder / "pets/test").rglob("*.png"))
+    command = [sys.executable, ROOT / "examples/onnx_only.py", "pets.onnx", *paths]
+    client = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    predicted = cifar("predict", "--model", "pets.onnx", "--format", "jsonl", *paths, cwd=folder)
+    answers = [json.loads(line) for line in predicted.stdout.splitlines()]
+    assert len(answers) == 9
+    expected = [f"{answer['path']}: {answer['label']} ({answer['probability']:.1%})" for answer in answers]
+    assert client.stdout.splitlines() == expected
+
+
 def test_the_graph_normalizes_by_the_statistics_of_the_run(tmp_path, cifar):
     """A run from scratch on dark pictures: PyTorch and the exported file agree, which the gate checks."""
     write_colored_folder(tmp_path / "pets", {"train/cat": 6, "train/dog": 6, "test/cat": 3, "test/dog": 3})
@@ -143,6 +159,7 @@ def test_presets_hold_a_share_out_and_a_number_that_is_too_large_is_an_error(tmp
     done = cifar("train", "--data", "pets", "--val-size", 5000, *SHORT, cwd=tmp_path)
     assert done.returncode == 2
     assert "of 6 training images in 2 classes at most 4 can be held out" in done.stderr
+    assert "--init shipped starts from trained ones" in done.stderr
 
 
 def test_a_hundred_classes(tmp_path, cifar):
@@ -159,6 +176,12 @@ def test_a_hundred_classes(tmp_path, cifar):
     assert metrics["macro_accuracy"] == pytest.approx(metrics["accuracy"])  # one picture of each class
     assert metrics["top5_accuracy"] >= metrics["accuracy"]
     assert Image.open(tmp_path / "pairs.png").size[0] > 100
+    done = cifar("export", "many.onnx", "--min-accuracy", 0.001, "--json", cwd=tmp_path)
+    report = json.loads(done.stdout)
+    assert report["figures"]["test_images"] == 100
+    outcomes = {check["name"]: check["passed"] for check in report["checks"]}
+    assert outcomes.pop("accuracy") == (metrics["accuracy"] >= 0.001)
+    assert False not in outcomes.values()
 
 
 def test_data_shows_a_table_and_draws_a_sheet(scene, cifar):

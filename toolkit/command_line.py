@@ -84,7 +84,7 @@ def recipe_flags(function: Command) -> Command:
         names = [key.flag, *(["--lr"] if key.name == "learning_rate" else [])]
         names = [f"{key.flag}/--no-{key.flag[2:]}"] if kind is bool else names
         help = f"{key.help[0].upper()}{key.help[1:]}. [reference: {format_default(key.default)}]"
-        added[key.name] = (Annotated[kind | None, typer.Option(*names, help=help, rich_help_panel="Recipe")], None)
+        added[key.name] = (Annotated[kind | None, typer.Option(*names, help=help)], None)
     add_parameters(function, function, added)
     return function
 
@@ -101,7 +101,7 @@ def note(text: str) -> None:
 
 
 def print_error(text: str) -> None:
-    typer.echo(f"error: {display(text)}", err=True)  # one line, whatever a file's name or contents put in
+    typer.echo(f"error: {display(text)}", err=True)  # `display` escapes line breaks and control characters
 
 
 def print_result(values: Any, text: Callable[[], str], *, as_json: bool) -> None:

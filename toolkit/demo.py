@@ -1,4 +1,4 @@
-"""The commands of `cifar demo`: the whole pipeline on drawn pictures."""
+"""The commands of `cifar demo`: the whole pipeline on synthetic pictures."""
 
 import shlex
 from collections.abc import Callable
@@ -20,7 +20,9 @@ def run_demo(folder: Path, *, run: Callable[[list[str]], int | None], echo: Call
         echo(f"\n$ cifar {shlex.join(arguments)}")
         if exit_code := run(arguments):
             return exit_code
-    echo(f"\nThat was the whole pipeline, on drawn pictures; all files are in {place}. On CIFAR-10:\n{NEXT_COMMANDS}")
+    echo(
+        f"\nThat was the whole pipeline, on synthetic pictures; all files are in {place}. On CIFAR-10:\n{NEXT_COMMANDS}"
+    )
     return 0
 
 

@@ -163,7 +163,7 @@ _EPOCH_COLUMNS = (  # heading, width: 74 characters with the spaces between them
 
 
 def _epoch_line(cells: Sequence[str]) -> Table:
-    """One row of the table of epochs, whose rows are printed one by one: hence columns of fixed widths."""
+    """Build one row of the table of epochs. Rows are printed one at a time, so their columns have fixed widths."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for _, width in _EPOCH_COLUMNS:
         table.add_column(justify="right", min_width=width, no_wrap=True)
@@ -249,7 +249,7 @@ def decoding_bar() -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def jobs_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a progress callback for work in many places: how many of `unit` are done, and how many there are.
+    """Yield a progress callback for parallel jobs: the number of `unit` that are done, and of all.
 
     Shows nothing until the first call; then a live bar on a terminal, and elsewhere a line for each tenth of the work.
     """
@@ -410,7 +410,7 @@ def data_lines(overview: "DataOverview") -> str:
     """Format a data set: its folder and its files, the pictures of each class, the remarks, the number of samples."""
     status, report = overview.status, overview.report
     if status.folder is None:
-        lines = ["demo: drawn on demand"]
+        lines = ["demo: synthetic pictures, generated on demand"]
     else:
         lines = [_wrap(f"{status.name} in {status.folder} (chosen by {status.chosen_by})")]
     if status.files and not status.complete:

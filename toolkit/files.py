@@ -217,18 +217,18 @@ def open_regular(path: str | os.PathLike[str], *, max_bytes: int) -> BinaryIO:
             raise
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise ToolkitError(f"{name}: cannot be opened: {reason}") from error
+        raise ToolkitError(f"{name} cannot be opened: {reason}") from error
 
 
 def _check_regular(name: str, status: os.stat_result, max_bytes: int) -> None:
     if stat.S_ISDIR(status.st_mode):
-        raise ToolkitError(f"{name}: is a folder, not a file")
+        raise ToolkitError(f"{name} is a folder, not a file")
     if not stat.S_ISREG(status.st_mode):
-        raise ToolkitError(f"{name}: is a {_describe_kind(status.st_mode)}; only ordinary files are read")
+        raise ToolkitError(f"{name} is a {_describe_kind(status.st_mode)}; only ordinary files are read")
     if status.st_size == 0:
-        raise ToolkitError(f"{name}: is empty")
+        raise ToolkitError(f"{name} is empty")
     if status.st_size > max_bytes:
-        raise ToolkitError(f"{name}: has {status.st_size:,} bytes; at most {max_bytes:,} are read")
+        raise ToolkitError(f"{name} has {status.st_size:,} bytes; at most {max_bytes:,} are read")
 
 
 def _describe_kind(mode: int) -> str:

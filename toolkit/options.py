@@ -11,8 +11,8 @@ Data = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="Folder of pictures, CSV file, folder with CIFAR, cifar10, cifar100 or demo. [default: $CIFAR_DATA, then "
-        "CIFAR-10 in the cache folder]",
+        help="cifar10, cifar100, demo (synthetic pictures), a folder of CIFAR files or of pictures, or a CSV file. "
+        "[default: $CIFAR_DATA, then CIFAR-10 in the cache folder]",
     ),
 ]
 SkipDamaged = Annotated[bool, typer.Option("--skip-damaged", help="Continue without pictures that cannot be read.")]
@@ -30,7 +30,7 @@ MinAccuracy = Annotated[
 Provider = Annotated[
     Literal["auto", "cpu", "cuda", "tensorrt"], typer.Option("--provider", help="Where ONNX Runtime runs the model.")
 ]
-GateProvider = Annotated[Literal["cpu", "cuda"], typer.Option("--provider", help="Where the gate runs the model.")]
+GateProvider = Annotated[Literal["cpu", "cuda"], typer.Option("--provider", help="Where the checks run the model.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Quick = Annotated[bool, typer.Option("--quick", help="One short round.")]
 BatchSizes = Annotated[list[int] | None, typer.Option("--batch-size", help="May be given more than once.")]
@@ -46,7 +46,9 @@ RecipeName = Annotated[
 ]
 Init = Annotated[
     str | None,
-    typer.Option("--init", help="Run or checkpoint to start from, or `shipped`. Without --recipe: preset finetune."),
+    typer.Option(
+        "--init", help="Run or checkpoint with the initial weights, or `shipped`. The default recipe is then finetune."
+    ),
 ]
 Teacher = Annotated[
     str | None,
@@ -56,7 +58,7 @@ Seeds = Annotated[
     int | None, typer.Option("--seeds", help="Train seeds 0 to N-1; repeat the command to resume.", min=1, metavar="N")
 ]
 Step = Annotated[
-    Literal["auto", "eager", "graph"], typer.Option("--step", help="Kind of step; graph: captured as CUDA graphs.")
+    Literal["auto", "eager", "graph"], typer.Option("--step", help="How steps run: eager, or captured as CUDA graphs.")
 ]
 
 # Of `cifar evaluate`
@@ -78,15 +80,16 @@ InputFormat = Annotated[
 
 Format = Annotated[
     Literal["table", "json", "jsonl", "csv"] | None,
-    typer.Option("--format", help="Form of the result. [default: table; csv with --out]", show_default=False),
+    typer.Option("--format", help="Output format. [default: table; csv with --out]", show_default=False),
 ]
 PredictionsPlot = Annotated[
     Path | None,
     typer.Option("--plot", help="Draw the pictures with their classes, at most 36, as a PNG file."),
 ]
 BatchSize = Annotated[
-    int, typer.Option("--batch-size", help="Largest batch; the CPU never uses more than 32.", min=1, max=4096)
+    int, typer.Option("--batch-size", help="Largest batch; capped at 32 on the CPU.", min=1, max=4096)
 ]
 Out = Annotated[
-    Path | None, typer.Option("--out", help="Folder for the result in parts; repeat the command to resume.")
+    Path | None,
+    typer.Option("--out", help="Write results as part files into this folder; repeat the command to resume."),
 ]

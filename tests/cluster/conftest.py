@@ -1,12 +1,31 @@
 """A Ray cluster of this machine, whose nodes can be killed."""
 
+import sys
+import tempfile
+
 import pytest
+
+from tests.support.ray_nodes import SMALL
 
 
 @pytest.fixture(scope="module")
-def ray_head(tmp_path_factory):
+def ray_folder():
+    """A folder for Ray's logs and sockets, whose paths must be short; Ray itself never removes it."""
+    if sys.platform != "linux":
+        pytest.skip("Ray has clusters of several nodes on Linux only, and the tests read /proc")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'cifar[cluster]'")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+    ):
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def ray_head(ray_folder, tmp_path_factory):
     """A cluster with a head that has no CPU, so that no job runs there."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'cifar[cluster]'")
+    import ray
     from ray.cluster_utils import Cluster
 
     settings = {
@@ -14,24 +33,19 @@ def ray_head(tmp_path_factory):
         "health_check_failure_threshold": 5,
         "worker_niceness": 0,  # by default the jobs give way to every other program
     }
+    head = {"num_cpus": 0, "temp_dir": ray_folder, "_system_config": settings, **SMALL}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # of pictures, for the jobs too
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": settings, **MEMORY})
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         yield cluster
         ray.shutdown()
         cluster.shutdown()
 
 
-MEMORY = {"object_store_memory": 100 * 2**20}
-
-
 @pytest.fixture
 def ray_cluster(ray_head):
-    """The cluster, and two new nodes of one CPU."""
-    nodes = [ray_head.add_node(num_cpus=1, **MEMORY) for _ in range(2)]
+    """The cluster, with two nodes of one CPU: those that earlier tests killed are replaced."""
+    while len(ray_head.worker_nodes) < 2:
+        ray_head.add_node(wait=False, num_cpus=1, **SMALL)
     ray_head.wait_for_nodes()
-    yield ray_head, nodes
-    for node in nodes:
-        if node in ray_head.worker_nodes:
-            ray_head.remove_node(node, allow_graceful=False)
+    return ray_head

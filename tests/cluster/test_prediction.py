@@ -20,9 +20,12 @@ from tests.support.cluster import (
 from tests.support.onnx_models import COLORS, draw, saved, tiny_model
 from tests.support.serving import wait_until
 from tests.support.sources import ROOT
+from toolkit.cluster.jobs import run_job
 from toolkit.cluster.local_engine import LocalEngine
 from toolkit.cluster.prediction import predict_to_folder
 from toolkit.errors import ToolkitError, UsageError
+from toolkit.inference.pipeline import classify
+from toolkit.reporting import ignore
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 
@@ -101,7 +104,7 @@ def test_bad_pictures_are_listed_beside_their_part(folder, tmp_path, model):
     result = predict([folder, tmp_path / "empty"], out, model)
     empty, bad = list(result.failures())
     assert empty == f"{tmp_path / 'empty'}: no file in this folder has the suffix of a picture"
-    assert bad.startswith(f"{folder / '04.png'}: is not a picture")
+    assert bad.startswith(f"{folder / '04.png'}: not a picture")
     assert len(rows_of(out)) == 9
     assert json.loads((out / "errors-00001.jsonl").read_text())["path"] == str(folder / "04.png")
 
@@ -185,7 +188,32 @@ def test_ctrl_c_says_how_to_resume(tmp_path, model):
 
 
 def test_options_that_do_not_fit(cifar):
-    for arguments in (["--on", "local"], ["--out", "o", "--plot", "x.png"], ["--out", "o", "--provider", "cuda"]):
+    for arguments, message in (
+        (["--on", "local"], "--on needs --out FOLDER"),
+        (["--out", "o", "--plot", "x.png"], "--out allows neither --plot nor"),
+        (["--out", "o", "--provider", "cuda"], "--out allows neither --plot nor"),
+    ):
         done = cifar("predict", "x.png", *arguments)
         assert done.returncode == 2
-        assert "--on needs --out FOLDER" in done.stderr
+        assert message in done.stderr
+
+
+class InlineEngine:
+    """Runs jobs in this process, one after the other."""
+
+    def run(self, jobs, *, on_wait=ignore):
+        yield from map(run_job, jobs)
+
+
+def test_each_part_is_predicted_in_batches_of_the_given_size(folder, tmp_path, model, monkeypatch):
+    sizes = []
+
+    def record(*arguments, batch_size, **options):
+        sizes.append(batch_size)
+        return classify(*arguments, batch_size=batch_size, **options)
+
+    monkeypatch.setattr("toolkit.cluster.prediction.classify", record)
+    predict([folder], tmp_path / "out", model, engine=InlineEngine(), batch_size=2)
+    assert sizes == [2, 2, 2, 2]
+    with pytest.raises(UsageError, match="the batch size must lie between 1 and"):
+        predict([folder], tmp_path / "out", model, engine=InlineEngine(), batch_size=0)

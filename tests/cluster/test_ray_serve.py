@@ -13,24 +13,23 @@ import urllib.request
 import pytest
 
 from tests.support.onnx_models import saved, tiny_model
+from tests.support.ray_nodes import SMALL, processes_below
 from tests.support.serving import picture, wait_until
 from tests.support.sources import ROOT
 
-pytest.importorskip("ray.serve", reason='Ray Serve is not installed: pip install "ray[serve]"')
-
 
 @pytest.fixture
-def url(tmp_path, monkeypatch):
+def url(tmp_path, ray_folder):
+    serve = pytest.importorskip("ray.serve", reason='Ray Serve is not installed: pip install "ray[serve]"')
     import ray
-    from ray import serve
 
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     spec = importlib.util.spec_from_file_location("ray_serve", ROOT / "examples" / "ray_serve.py")
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    ray.init("local", num_cpus=3, log_to_driver=False, _system_config={"worker_niceness": 0})
+    settings = {"worker_niceness": 0}
+    ray.init("local", num_cpus=3, log_to_driver=False, _temp_dir=ray_folder, _system_config=settings, **SMALL)
     try:
         example.deploy(str(saved(tmp_path, tiny_model())), replicas=2, port=port)
         yield f"http://127.0.0.1:{port}"
@@ -52,14 +51,15 @@ def test_a_replica_is_killed_under_load(url):
     clients = [threading.Thread(target=ask, args=(40,)) for _ in range(4)]
     for client in clients:
         client.start()
-    wait_until(lambda: len(answers) > 20)
+    wait_until(lambda: len(answers) > 20, seconds=60)
     before = replica_pids()
+    assert len(before) == 2
     os.kill(before[0], signal.SIGKILL)
     for client in clients:
-        client.join(60)
+        client.join(120)
     assert answers == ["airplane"] * 160
     assert len(refused) <= 40  # those that the dead replica had, and retries until it was noticed
-    wait_until(lambda: len(replica_pids()) == 2, seconds=40)
+    wait_until(lambda: len(replica_pids()) == 2, seconds=60)
     assert before[0] not in replica_pids()
     with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=20) as answer:
         assert answer.status == 200
@@ -80,7 +80,4 @@ def predict(url, refused, lock):
 
 
 def replica_pids():
-    from ray.util.state import list_actors
-
-    actors = list_actors(filters=[("state", "=", "ALIVE")])
-    return [actor.pid for actor in actors if actor.class_name.startswith("ServeReplica")]
+    return [pid for pid, title in processes_below(os.getpid()) if title.startswith("ray::ServeReplica")]

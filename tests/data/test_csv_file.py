@@ -61,14 +61,14 @@ def test_without_splits_the_pictures_are_split_as_those_of_a_folder(folder, tmp_
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "labels.csv: is empty"),
+        (b"", "labels.csv is empty"),
         (
             "\n",
             "the first line lacks the column path and label; expected path,label or path,label,split, found nothing",
         ),
         ("path,label\n", "has a header but no rows"),
         ("file,label\nx/1.png,cat\n", "the first line lacks the column path"),
-        ("path,label\nx/1.png\n", "line 2: has 1 cells, expected 2: path,label"),
+        ("path,label\nx/1.png\n", "line 2 has 1 cells, expected 2: path,label"),
         ("path,label\nx/1.png,\n", "line 2: the label is empty"),
         ("path,label\n,cat\n", "line 2: the path is empty"),
         (ROWS.replace("dev", "holdout"), "line 4: the split is holdout; expected train, val or test"),
@@ -100,8 +100,8 @@ def test_missing_pictures_are_all_listed_with_their_lines(folder):
     with pytest.raises(ToolkitError, match="2 pictures of 6 cannot be used"):
         open_pictures(write(folder, rows), notes).train()
     assert [note.removeprefix(f"{folder}/") for note in notes] == [
-        f"x/none.png: cannot be read: No such file or directory ({folder}/labels.csv, line 3)",
-        "x: is a folder, not a file",
+        f"x/none.png cannot be read: No such file or directory ({folder}/labels.csv, line 3)",
+        "x is a folder, not a file",
     ]
 
 

@@ -89,7 +89,7 @@ def test_demo_is_the_drawn_set_and_dot_demo_a_folder(
 
 
 @pytest.mark.parametrize("chosen_by", ["--data", "$CIFAR_DATA"])
-@pytest.mark.parametrize("found", ["does not exist", "is not a folder", "has no", "lacks test_batch"])
+@pytest.mark.parametrize("found", ["does not exist", "is not a folder", "does not hold", "lacks test_batch"])
 def test_a_named_folder_without_the_data_is_refused_and_not_written_to(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen_by: str, found: str
 ) -> None:
@@ -97,7 +97,7 @@ def test_a_named_folder_without_the_data_is_refused_and_not_written_to(
     match found:
         case "is not a folder":
             folder.touch()
-        case "has no":
+        case "does not hold":
             folder.mkdir()
         case "lacks test_batch":
             (write_batches(folder) / BATCHES / "test_batch").unlink()
@@ -275,6 +275,27 @@ def test_a_share_holds_out_of_each_class(labels: list[int], share: float) -> Non
     for label in set(labels):
         count, held_out = labels.count(label), int((tensor[val] == label).sum())
         assert held_out == (0 if count == 1 else min(max(1, round(share * count)), count - 1))
+
+
+@given(kinds=st.lists(st.integers(0, 11), min_size=1, max_size=60), share=st.floats(0.001, 0.999))
+@settings(deadline=None)
+def test_equal_digests_of_a_class_stay_on_one_side(kinds: list[int], share: float) -> None:
+    """Twelve pictures in three classes, each any number of times; no more are held out than without repetitions."""
+    labels, digests = torch.tensor([kind % 3 for kind in kinds]), [bytes([kind]) for kind in kinds]
+    train, val = split(labels, share, seed=0, digests=digests)
+    assert sorted(train.tolist() + val.tolist()) == list(range(len(labels)))
+    assert not {kinds[index] for index in train} & {kinds[index] for index in val}
+    most = split(labels, share, seed=0)[1]
+    counts = [labels[indices].bincount(minlength=3) for indices in (val, most)]
+    assert (counts[0] <= counts[1]).all()
+
+
+def test_digests_that_all_differ_change_nothing() -> None:
+    labels, digests = torch.arange(100) % 7, [bytes([index]) for index in range(100)]
+    for val_size in (0, 0.1, 30):
+        without, with_digests = (split(labels, val_size, seed=0, digests=given) for given in (None, digests))
+        assert torch.equal(without[0], with_digests[0])
+        assert torch.equal(without[1], with_digests[1])
 
 
 def test_a_class_of_one_picture_is_never_held_out() -> None:

@@ -17,6 +17,7 @@ from tests.support.pictures import (
 from toolkit.data import leaks
 from toolkit.data.leaks import count_near_duplicates, find_repeated
 from toolkit.data.listing import TEST, TRAIN, VAL
+from toolkit.data.split import split_images
 from toolkit.errors import ToolkitError
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -36,6 +37,16 @@ def test_pictures_held_out_are_removed_from_training(tmp_path):
         "removed 2 training pictures identical to a picture held out",
         "removed 1 validation picture identical to a test picture",
     ]
+
+
+def test_identical_training_pictures_are_not_split_between_training_and_validation(tmp_path):
+    write_split_folder(tmp_path)
+    for copy in "abc":
+        write_folder(tmp_path, {f"train/cat/{copy}": range(20, 30), f"train/dog/{copy}": range(30, 40)})
+    train, val = split_images(open_pictures(tmp_path).train(), 0.2)
+    assert val.labels.tolist() == [0] * 7 + [1] * 7
+    assert len(train) + len(val) == 66
+    assert not pixels_of(train.images) & pixels_of(val.images)
 
 
 @pytest.mark.parametrize("other", ["train/dog", "test/dog"])

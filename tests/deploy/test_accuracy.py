@@ -1,8 +1,9 @@
-"""The required accuracy of a data set, and the interval of a measured one."""
+"""The required accuracy of a data set, the interval of a measured one, and the mean over classes."""
 
+import numpy as np
 import pytest
 
-from toolkit.deploy.accuracy import choose_floor, wilson_interval
+from toolkit.deploy.accuracy import choose_floor, macro_accuracy, wilson_interval
 from toolkit.errors import UsageError
 
 
@@ -22,3 +23,10 @@ def test_floors():
 def test_wilson_interval(correct, images, low, high):
     """The third row is Newcombe's example, Statistics in Medicine 17 (1998), table I: 0.2553 to 0.3662."""
     assert wilson_interval(correct, images) == pytest.approx((low, high), abs=6e-5)
+
+
+def test_macro_accuracy_counts_every_class_with_images_once():
+    """Class 0: 8 of 8; class 1: 0 of 2; class 2: no images; class 3: 1 of 2."""
+    labels = np.array([0] * 8 + [1] * 2 + [3] * 2)
+    right = np.array([True] * 8 + [False] * 2 + [True, False])
+    assert macro_accuracy(right, labels) == 0.5

@@ -28,7 +28,7 @@ from toolkit.data.cifar import CLASS_NAMES
 from toolkit.data.dataset import data_identity
 from toolkit.data.images import Images
 from toolkit.deploy import Rejected, export_onnx, verify
-from toolkit.deploy.export import OPSET, OPSETS, build_graph
+from toolkit.deploy.export import OPSET, OPSETS, export_graph
 from toolkit.errors import ToolkitError, UsageError
 
 pytestmark = pytest.mark.slow
@@ -49,7 +49,7 @@ def run(model: onnx.ModelProto, images: np.ndarray) -> tuple[np.ndarray, np.ndar
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_keeps_parity_on_random_weights(name: str) -> None:
     network = randomize(build_model(name))
-    model = build_graph(network)
+    model = export_graph(network)
     assert not {"BatchNormalization", "Range", "Gather"} & {node.op_type for node in model.graph.node}
     for batch in (1, 2, 7, 64):
         images = blocky_images(batch, seed=batch)
@@ -63,7 +63,7 @@ def test_every_model_keeps_parity_on_random_weights(name: str) -> None:
 def test_float_input_keeps_parity_too() -> None:
     with tiny_model():
         network = randomize(build_model("tiny"))
-        model = build_graph(network, input_format="float-nchw")
+        model = export_graph(network, input_format="float-nchw")
     images = blocky_images(7, seed=0)
     logits, _ = run(model, images.numpy().astype(np.float32) / np.float32(255))
     np.testing.assert_allclose(logits, torchvision_logits(network, images), atol=1e-4)
@@ -73,7 +73,7 @@ def test_the_network_is_left_as_it_is() -> None:
     with tiny_model():
         network = randomize(build_model("tiny"))
     before = str(network), {name: value.clone() for name, value in network.state_dict().items()}
-    build_graph(network)
+    export_graph(network)
     assert str(network) == before[0]
     assert all(torch.equal(value, before[1][name]) for name, value in network.state_dict().items())
 
@@ -81,13 +81,13 @@ def test_the_network_is_left_as_it_is() -> None:
 def test_the_exporter_is_quiet_and_deterministic(capfd: pytest.CaptureFixture[str]) -> None:
     with tiny_model():
         network = randomize(build_model("tiny"))
-        first, second = build_graph(network), build_graph(network)
+        first, second = export_graph(network), export_graph(network)
     assert capfd.readouterr() == ("", "")
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
 
 
 def test_resnet20_is_one_lean_file_without_traces_of_this_machine() -> None:
-    model = build_graph(build_model("resnet20").eval())
+    model = export_graph(build_model("resnet20").eval())
     content = model.SerializeToString()
     assert len(content) < 1_300_000
     for trace in [str(ROOT), str(Path(torch.__file__).parent), "site-packages", 'File "', "stack_trace", ", line "]:
@@ -184,7 +184,7 @@ def test_a_file_that_changes_on_its_way_to_the_disk_is_not_written(
         return model.SerializeToString(deterministic=True)
 
     monkeypatch.setattr("toolkit.deploy.export.read_model_bytes", damage)
-    with pytest.raises(ToolkitError, match="differs from the model that was checked"):
+    with pytest.raises(ToolkitError, match="differs from the checked model"):
         export_onnx(case.checkpoint, tmp_path / "model.onnx", data=case.source)
     assert not list(tmp_path.iterdir())
 

@@ -21,7 +21,7 @@ from tests.support.sources import FixedSource
 from toolkit.data.images import Images
 from toolkit.deploy import Check, Rejected, Report, export_onnx, gate, verify
 from toolkit.deploy.batches import draw_batches
-from toolkit.deploy.gate import LIMITS, Gate, Limits
+from toolkit.deploy.gate import TOLERANCES, Gate, Tolerances
 from toolkit.deploy.graph import detect_precision
 from toolkit.deploy.metadata import required_correct
 from toolkit.deploy.reference import RANDOM_COUNT, Reference, prepare_reference
@@ -151,11 +151,12 @@ def test_the_checks_stand_in_the_order_of_the_contract(case: Case) -> None:
         "labels, test images",
         "accuracy lost",
         "accuracy, 95% interval",
+        "macro accuracy",
         "accuracy",
         "metadata",
-        "metadata not verified",
+        "metadata not checked",
     ]
-    reported = ("precision", "accuracy, 95% interval", "metadata not verified")
+    reported = ("precision", "accuracy, 95% interval", "macro accuracy", "metadata not checked")
     assert {check.passed for check in case.report.checks if check.name not in reported} == {True}
 
 
@@ -231,15 +232,19 @@ def with_two_best_exchanged(few: Case, limit: float) -> dict[str, object]:
 
 
 def test_the_labels_of_near_ties_may_differ(few: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LIMITS, ("fp32", "cpu"), Limits(logit_difference=0.05, points_lost=None, batch_difference=0.05))
+    monkeypatch.setitem(
+        TOLERANCES, ("fp32", "cpu"), Tolerances(logit_difference=0.05, points_lost=None, batch_difference=0.05)
+    )
     report = few.run_gate(few.model.read_bytes(), **with_two_best_exchanged(few, 0.05))
     assert report.figures.differing_labels == 1
 
 
 def test_no_other_label_may_differ(few: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = with_two_best_exchanged(few, 0.05)
-    monkeypatch.setitem(LIMITS, ("fp32", "cpu"), Limits(logit_difference=0.05, points_lost=None, batch_difference=0.05))
-    monkeypatch.setattr(gate, "_find_near_ties", lambda logits, limits: np.zeros(len(logits), dtype=bool))
+    monkeypatch.setitem(
+        TOLERANCES, ("fp32", "cpu"), Tolerances(logit_difference=0.05, points_lost=None, batch_difference=0.05)
+    )
+    monkeypatch.setattr(gate, "_find_near_ties", lambda logits, tolerances: np.zeros(len(logits), dtype=bool))
     message = rejected(few, few.model.read_bytes(), "labels, test images", **changes)
     assert "1 of 200 differ" in message
 

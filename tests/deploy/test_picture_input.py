@@ -15,7 +15,7 @@ from PIL import Image
 from models import build_model
 from tests.support.deploy import Case, randomize, tiny_case, tiny_model
 from toolkit.deploy import Rejected, export_onnx, graph, verify
-from toolkit.deploy.export import OPSETS, build_graph
+from toolkit.deploy.export import OPSETS, export_graph
 from toolkit.deploy.odd_pictures import draw_edges, draw_photograph, draw_pictures
 from toolkit.deploy.picture_input import TESTED_RUNTIME, expose_pixels, prepend_picture_input
 from toolkit.inference import Classifier, open_model, prepare
@@ -57,7 +57,7 @@ def exported(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("opset", [OPSETS[0], OPSETS[-1]])
 def test_pixels_are_those_of_the_picture_rule(opset: int) -> None:
     with tiny_model():
-        model = prepend_picture_input(build_graph(randomize(build_model("tiny")), opset=opset))
+        model = prepend_picture_input(export_graph(randomize(build_model("tiny")), opset=opset))
     assert graph.find_invalid(model.SerializeToString()) is None
     assert graph.describe_interface(model) == (
         "picture uint8 (height, width, 3) -> logits float32 (1, 10), probabilities float32 (1, 10)"
@@ -86,7 +86,7 @@ def test_every_precision_passes_the_gate(case: Case, tmp_path: Path, precision: 
     lines = {check.name: check for check in report.checks}
     assert lines["pixels"].passed
     assert f"of 49,152 differ in {2 * len(SIZES)} pictures" in lines["pixels"].found
-    assert lines["logits, drawn pictures"].passed
+    assert lines["logits, synthetic pictures"].passed
 
 
 def test_the_file_names_the_runtimes_of_its_checks(exported: Path, case: Case) -> None:
@@ -155,7 +155,7 @@ def show_other_pixels_than_the_network_receives(model: ModelProto) -> None:
         (set_attribute("cubic_coeff_a", -0.75), "pixels"),
         (set_attribute("mode", "linear"), "pixels"),
         (take_the_top_left_square, "pixels"),
-        (show_other_pixels_than_the_network_receives, "logits, drawn pictures"),
+        (show_other_pixels_than_the_network_receives, "logits, synthetic pictures"),
     ],
 )
 @pytest.mark.parametrize("contents_are_checked", [True, False])
@@ -185,11 +185,11 @@ def test_pixels_that_the_network_does_not_receive_are_rejected(
     model = onnx.load(exported)
     show_other_pixels_than_the_network_receives(model)
     onnx.save(model, tmp_path / "changed.onnx")
-    with pytest.raises(Rejected, match="logits, drawn pictures: found .* from those of their 32x32 pixels"):
+    with pytest.raises(Rejected, match="logits, synthetic pictures: found .* from those of their 32x32 pixels"):
         verify(tmp_path / "changed.onnx", data=case.source)
 
 
-# The drawn pictures
+# The synthetic pictures
 
 
 def test_the_drawn_pictures_are_the_same_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:

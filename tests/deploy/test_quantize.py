@@ -17,7 +17,7 @@ from tests.support.deploy import Case, blocky_images, randomize, tiny_case, tiny
 from toolkit.data.images import Images
 from toolkit.deploy import Rejected, export_onnx, graph, verify
 from toolkit.deploy.comparison import find_difference
-from toolkit.deploy.export import build_graph
+from toolkit.deploy.export import export_graph
 from toolkit.deploy.quantize import CALIBRATION_METHODS, calibration_images, to_fp16, to_int8
 from toolkit.errors import UsageError
 from toolkit.inference.model_file import find_fault
@@ -36,7 +36,7 @@ def network() -> ResNet:
 
 @pytest.fixture(scope="module")
 def fp32(network: ResNet) -> ModelProto:
-    return build_graph(network)
+    return export_graph(network)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_int8_scales_whole_rows_of_pixels_with_the_same_values(fp32: ModelProto)
 def test_every_calibration_method_works_and_repeats(method: str, capfd: pytest.CaptureFixture[str]) -> None:
     with tiny_model():
         network = randomize(build_model("tiny"))
-        model = build_graph(network, input_format="float-nchw")
+        model = export_graph(network, input_format="float-nchw")
     first, made = to_int8(model, CALIBRATION, method=method)
     second, _ = to_int8(model, CALIBRATION, method=method)
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)

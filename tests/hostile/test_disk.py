@@ -221,7 +221,7 @@ def test_standard_input_without_an_end(tmp_path: Path) -> None:
             stdin=zeros, capture_output=True, cwd=tmp_path, text=True, timeout=60,
         )  # fmt: skip
     assert (done.returncode, done.stdout) == (1, "")
-    assert "error: standard input: has more than 268,435,456 bytes" in done.stderr
+    assert "error: standard input has more than 268,435,456 bytes" in done.stderr
 
 
 def test_names_that_the_terminal_cannot_show(tmp_path: Path) -> None:

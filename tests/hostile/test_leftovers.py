@@ -73,7 +73,7 @@ create_run(Recipe(), stem='x', name='run', root=folder)"""
     with pytest.raises(ToolkitError, match="are: none yet"):
         open_run("run", root=tmp_path)
     run = create_run(Recipe(epochs=7), stem="x", name="run", root=tmp_path)
-    assert run.recipe().epochs == 7
+    assert run.read_recipe().epochs == 7
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert run.path.stat().st_mode & 0o777 == 0o777 & ~current_umask()
 
@@ -103,7 +103,7 @@ def test_two_processes_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(RunFolder, "write_recipe", slow)
     assert create_run(Recipe(epochs=2), stem="x", root=tmp_path).path.name == "x-2"
-    assert [open_run(name, root=tmp_path).recipe().epochs for name in ("x", "x-2")] == [1, 2]
+    assert [open_run(name, root=tmp_path).read_recipe().epochs for name in ("x", "x-2")] == [1, 2]
 
 
 def test_a_folder_that_is_not_yet_whole_is_no_run(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_standard_input_that_is_closed(tmp_path: Path) -> None:
     program = [sys.executable, str(ROOT / "cli.py"), "predict", "-"]
     done = subprocess.run(["sh", "-c", command, "sh", *program], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[1:] == ["error: standard input: is closed"]
+    assert done.stderr.splitlines()[1:] == ["error: standard input is closed"]
 
 
 def test_a_file_named_like_standard_input_beside_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

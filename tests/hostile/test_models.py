@@ -18,7 +18,7 @@ from models.cost import cost
 from tests.support.hostile import protobuf_field
 from tests.support.onnx_models import picture_model, tiny_model
 from toolkit.deploy import quantize
-from toolkit.deploy.export import build_graph
+from toolkit.deploy.export import export_graph
 from toolkit.deploy.metadata import CALIBRATION, DATE, KEYS, RUNTIMES
 from toolkit.inference.model_cost import M6_MULTIPLY_ACCUMULATES, MAX_PICTURE_BYTES, MAX_WORK, estimate_cost
 from toolkit.inference.model_file import find_fault
@@ -90,7 +90,7 @@ def exported(request: pytest.FixtureRequest) -> dict[str, ModelProto]:
     """All precisions of one network, half of them from uint8 images, half from float ones."""
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     input_format = "uint8-nhwc" if request.param in ("resnet20", "m6") else "float-nchw"
-    fp32 = build_graph(build_model(request.param).eval(), input_format=input_format)
+    fp32 = export_graph(build_model(request.param).eval(), input_format=input_format)
     int8 = {f"int8 {target}": quantize.to_int8(fp32, images, target=target)[0] for target in ("cpu", "gpu")}
     return {"fp32": fp32, "fp16": quantize.to_fp16(fp32)} | int8
 

@@ -66,7 +66,7 @@ def test_names_of_pictures_in_every_format(form: str, pictures: list[Path], cifa
     done: Done = cifar("predict", pictures[0].parent, "--model", model, "--provider", "cpu", "--format", form)
     assert done.returncode == 1  # of the bad one
     assert is_clean(done.stderr)
-    assert r"bad\x1b[2J\x1b[31mred.png: is not a picture" in done.stderr
+    assert r"bad\x1b[2J\x1b[31mred.png: not a picture" in done.stderr
     assert is_clean(done.stdout.replace("\r\n", "\n"))  # lines of CSV
     if form == "csv":
         rows = list(csv.DictReader(io.StringIO(done.stdout)))

@@ -103,7 +103,7 @@ def test_whole_pictures_are_upright_and_over_white(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_picture(tmp_path / "x.png"), expected)
     np.testing.assert_array_equal(read_picture((tmp_path / "x.png").read_bytes()), expected)
     np.testing.assert_array_equal(prepare_picture(Image.open(tmp_path / "x.png")), expected)
-    with pytest.raises(ToolkitError, match=r"60 x 20 pixels are more than 1,000, the limit"):
+    with pytest.raises(ToolkitError, match=r"60 x 20 pixels; the limit is 1,000"):
         read_picture(tmp_path / "x.png", max_pixels=1000)
 
 
@@ -239,7 +239,7 @@ def test_decompression_bomb(side: int) -> None:
 @pytest.mark.hostile
 def test_the_pixel_limit_does_not_depend_on_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    with pytest.raises(ToolkitError, match="60000 x 60000 pixels are more than"):
+    with pytest.raises(ToolkitError, match="60000 x 60000 pixels; the limit is"):
         read_image(_png(60_000, 60_000, bits=1, color=0, rows=b"\0" * 10_000))
 
 
@@ -262,7 +262,7 @@ def test_truncated(kind: str, tmp_path: Path) -> None:
     content = encoded(Image.fromarray(noise(64, 64)), kind)
     path = tmp_path / "half"
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ToolkitError, match="half: "):
+    with pytest.raises(ToolkitError, match="half cannot be decoded: "):
         read_image(path)
 
 
@@ -274,9 +274,9 @@ def test_truncated(kind: str, tmp_path: Path) -> None:
 def test_files_that_are_not_pictures(content: bytes, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "cat.png"
     path.write_bytes(content)
-    with pytest.raises(ToolkitError, match=f"cat.png: .*{reason}"):
+    with pytest.raises(ToolkitError, match=f"cat.png:? .*{reason}"):
         read_image(path)
-    with pytest.raises(ToolkitError, match=f"^standard input: .*{reason}"):
+    with pytest.raises(ToolkitError, match=f"^standard input:? .*{reason}"):
         read_image(content, name="standard input")
 
 
@@ -309,7 +309,7 @@ def test_missing_folder_and_forbidden_names(tmp_path: Path) -> None:
         read_image(tmp_path / "none.png")
     with pytest.raises(ToolkitError, match="is a folder"):
         read_image(tmp_path)
-    with pytest.raises(ToolkitError, match=r"a\\x00b: cannot be opened"):
+    with pytest.raises(ToolkitError, match=r"a\\x00b cannot be opened"):
         read_image("a\0b")
 
 

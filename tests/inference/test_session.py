@@ -34,12 +34,12 @@ def test_both_input_forms_take_the_same_pictures(tmp_path: Path, float_nchw: boo
     np.testing.assert_allclose(logits, LOGITS, rtol=1e-4)
     np.testing.assert_allclose(probabilities, np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True), rtol=1e-3)
     assert logits.dtype == probabilities.dtype == np.float32
-    assert session.input_form == ("float-nchw" if float_nchw else "uint8-nhwc")
+    assert session.input_format == ("float-nchw" if float_nchw else "uint8-nhwc")
 
 
 def test_a_model_of_pictures_takes_any_size(tmp_path: Path) -> None:
     session = open_model(saved(tmp_path, picture_model()), provider="cpu")
-    assert (session.input_form, session.takes_pictures) == ("picture", True)
+    assert (session.input_format, session.takes_pictures) == ("picture", True)
     np.testing.assert_allclose(session.logits_and_probabilities(PICTURES)[0], LOGITS, rtol=1e-4)
     stripes = np.zeros((2, 10, 30, 3), np.uint8)
     stripes[0, :, 10:20] = 200  # the center square
@@ -164,7 +164,7 @@ def test_no_driver_or_no_gpu_build(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_another_interface(tmp_path: Path, model: onnx.ModelProto, found: str) -> None:
-    with pytest.raises(ToolkitError, match=f"model.onnx: .*Found: .*{found}.*Expected: input images, uint8"):
+    with pytest.raises(ToolkitError, match=f"model.onnx .*Found: .*{found}.*Expected: input images, uint8"):
         open_model(saved(tmp_path, model), provider="cpu")
 
 
@@ -179,7 +179,7 @@ def test_another_interface(tmp_path: Path, model: onnx.ModelProto, found: str) -
 def test_an_input_that_is_refused_before_the_model_is_opened(
     tmp_path: Path, model: onnx.ModelProto, found: str
 ) -> None:
-    with pytest.raises(ToolkitError, match=f"model.onnx: {found}"):
+    with pytest.raises(ToolkitError, match=f"model.onnx {found}"):
         open_model(saved(tmp_path, model), provider="cpu")
 
 

@@ -49,7 +49,7 @@ def test_a_trial_of_several_seeds_has_a_mean_and_a_spread():
         "decision": "kept",
     }
     changes = "`fast` with `epochs = 2`, `mixup_alpha = 0.0`"
-    assert trial_row(trial) == ["no mixup", changes, "2", "91.00% ± 1.41%", "2", "kept"]
+    assert trial_row(trial, {}) == ["no mixup", changes, "2", "91.00% (std 1.41%)", "2", "kept"]
     assert flatten(trial["changes"]) == {"epochs": 2, "mixup_alpha": 0.0}
 
 

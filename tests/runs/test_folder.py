@@ -33,7 +33,7 @@ def test_names_that_are_no_folder_names(tmp_path, name):
 def test_a_run_opens_by_name_and_by_path(tmp_path):
     run = create_run(Recipe(epochs=7), stem="a", root=tmp_path)
     assert open_run("a", root=tmp_path).path == open_run(str(run.path), root=tmp_path).path
-    assert run.recipe().epochs == 7
+    assert run.read_recipe().epochs == 7
     with pytest.raises(ToolkitError, match="no run 'b'; the runs in .* are: a"):
         open_run("b", root=tmp_path)
 

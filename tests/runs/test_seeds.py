@@ -59,7 +59,7 @@ def without_times(summary):
 def test_each_seed_is_what_that_seed_gives_alone(tmp_path, source, short, trained):
     alone, _ = run_all(short.replace({"run": {"seed": 1}}), source, tmp_path)
     run = trained.runs[1]
-    assert run.recipe() == alone.recipe()
+    assert run.read_recipe() == alone.read_recipe()
     assert same_weights(weights_of(run.last), weights_of(alone.last))
     assert {path.name for path in run.path.iterdir()} == {path.name for path in alone.path.iterdir()}
     assert not same_weights(weights_of(run.last), weights_of(trained.runs[0].last))
@@ -144,7 +144,7 @@ def test_a_changed_recipe_is_refused_and_named(tmp_path, source, short):
         begin_seeds(changed, seeds=2, source=source, name="x", root=tmp_path)
     begin_seeds(short.replace({"run": {"seed": 3}}), seeds=2, source=source, name="x", root=tmp_path)  # no change
     run = open_seeds(tmp_path / "x").runs[1]
-    run.write_recipe(run.recipe().replace({"learning_rate": 0.01}))
+    run.write_recipe(run.read_recipe().replace({"learning_rate": 0.01}))
     with pytest.raises(UsageError, match="seed1 has another recipe .learning_rate was 0.01, now 0.05"):
         begin_seeds(short, seeds=2, source=source, name="x", root=tmp_path)
 
@@ -190,7 +190,7 @@ def test_a_run_by_itself_takes_no_seeds_and_seeds_are_no_run(tmp_path, source, s
         open_run("y", root=tmp_path)
     with pytest.raises(ToolkitError, match="no run 'z'; the runs in .* are: x, y/seed0, y/seed1"):
         open_run("z", root=tmp_path)
-    assert open_run("y/seed1", root=tmp_path).recipe().run.seed == 1
+    assert open_run("y/seed1", root=tmp_path).read_recipe().run.seed == 1
 
 
 def test_seeds_are_found_by_path_and_by_name_and_the_newest_run_may_be_one(trained):
@@ -226,7 +226,7 @@ def test_evaluation_leaves_no_seed_out_and_takes_no_stranger(tmp_path, source, s
     with pytest.raises(ToolkitError, match=r"of the 2 seeds .* these are unfinished: seed1\. .*--resume .*seed1"):
         evaluate_seeds(open_seeds(tmp_path / "x"), source=source)
     other = together.runs[1]
-    other.write_recipe(other.recipe().replace({"dropout_rate": 0.1}))
+    other.write_recipe(other.read_recipe().replace({"dropout_rate": 0.1}))
     train_epochs(other, source)
     with pytest.raises(ToolkitError, match="seed1 has another recipe .*: undo"):
         evaluate_seeds(together, source=source)

@@ -16,12 +16,12 @@ import pytest
 
 from tests.support.serving import Address, picture, read_all, receive, serving, wait_until
 from toolkit.inference import Failure, Prediction
-from toolkit.serving.limits import Limits
+from toolkit.serving.limits import RequestLimits
 from toolkit.serving.model import Picture, ServedModel
 from toolkit.serving.protocol import GuardedProtocol
 
 PNG = {"content-type": "image/png"}
-LIMITS = Limits(
+LIMITS = RequestLimits(
     body_bytes=100_000,
     tensor_bytes=50_000,
     pictures=3,
@@ -127,7 +127,7 @@ def test_a_picture_with_more_pixels_than_allowed_is_422(small: Address) -> None:
     assert httpx.post(f"{small.url}/predict", content=at_limit, headers=PNG).status_code == 200
     response = httpx.post(f"{small.url}/predict", content=beyond, headers=PNG)
     assert response.status_code == 422
-    assert response.json() == [{"path": "", "error": "the picture: 101 x 100 pixels are more than 10,000, the limit"}]
+    assert response.json() == [{"path": "", "error": "the picture: 101 x 100 pixels; the limit is 10,000"}]
     response = httpx.post(f"{small.url}/predict", files=[("p", ("a", at_limit)), ("p", ("b", beyond))])
     assert response.status_code == 200
     assert [set(result) & {"label", "error"} for result in response.json()] == [{"label"}, {"error"}]
@@ -284,7 +284,7 @@ def refused(server: Address) -> httpx.Response:
 
 
 def test_bodies_that_fill_the_memory_set_aside_are_503_with_retry_after(model: ServedModel) -> None:
-    limits = Limits(body_bytes=100_000, held_bytes=250_000, body_seconds=20)
+    limits = RequestLimits(body_bytes=100_000, held_bytes=250_000, body_seconds=20)
     with serving(model, limits=limits) as server:
         half_sent = [server.connect() for _ in range(3)]
         for connection in half_sent[:2]:

@@ -23,7 +23,7 @@ from tests.support.onnx_models import COLORS
 from tests.support.sources import ROOT
 from toolkit.inference import open_model
 from toolkit.serving.app import create_app
-from toolkit.serving.limits import Limits
+from toolkit.serving.limits import RequestLimits
 from toolkit.serving.model import ServedModel
 from toolkit.serving.protocol import GuardedProtocol
 from toolkit.serving.server import make_config
@@ -62,7 +62,7 @@ class Address:
 def serving(
     model: ServedModel,
     *,
-    limits: Limits = Limits(),  # noqa: B008
+    limits: RequestLimits = RequestLimits(),  # noqa: B008
     threads: int = 2,
     protocol: type[GuardedProtocol] = GuardedProtocol,
 ) -> Iterator[Address]:

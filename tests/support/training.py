@@ -29,7 +29,7 @@ def train_epochs(run, source, epochs=None, **options):
             raise Stopped
 
     with contextlib.suppress(Stopped):
-        train(run.recipe(), source=source, run=run, device="cpu", on_epoch=on_epoch, **options)
+        train(run.read_recipe(), source=source, run=run, device="cpu", on_epoch=on_epoch, **options)
     return records
 
 

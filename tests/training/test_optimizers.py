@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from models import MODELS, build_model
 from toolkit.recipes.recipe import Recipe
-from toolkit.training.optimizers import Muon, make_optimizer, newton_schulz, orthogonalize_all, rescale_to_unit_rows
+from toolkit.training.optimizers import Muon, make_optimizer, newton_schulz, normalize_weights, orthogonalize_all
 
 
 def random(*shape, seed=0):
@@ -44,7 +44,7 @@ def test_convolutions_of_all_shapes_are_orthogonalized_as_matrices_one_by_one(me
 def test_rescaling_gives_each_weight_the_norm_sqrt_out_channels():
     weights = [random(16, 3, 3, 3), 100 * random(32, 16, 1, 1)]
     directions = [weight / weight.norm() for weight in weights]
-    rescale_to_unit_rows(weights)
+    normalize_weights(weights)
     for weight, direction in zip(weights, directions, strict=True):
         assert weight.norm().item() == pytest.approx(len(weight) ** 0.5)
         torch.testing.assert_close(weight / weight.norm(), direction)

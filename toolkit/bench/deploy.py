@@ -133,7 +133,7 @@ def _side(kind: str, file: Path, place: str) -> Side:
 
 def _can_run_bare(session: Session) -> bool:
     """Whether the file is compared with a bare session: float32, and fed with uint8 images as they are."""
-    return session.metadata.get("precision", "fp32") == "fp32" and session.input_form == "uint8-nhwc"
+    return session.metadata.get("precision", "fp32") == "fp32" and session.input_format == "uint8-nhwc"
 
 
 def _find_providers(model: Path) -> tuple[list[str], list[str]]:

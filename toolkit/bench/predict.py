@@ -67,9 +67,11 @@ def bench_predict(
     if pictures < 1:
         raise UsageError(f"the folder needs at least 1 picture, not {pictures}")
     path = find_model(model).resolve()
-    form = open_model(path, provider="cpu").input_form
-    if form != "uint8-nhwc":
-        raise ToolkitError(f"{path}: has the input form {form}; the comparison needs a model exported with uint8-nhwc")
+    input_format = open_model(path, provider="cpu").input_format
+    if input_format != "uint8-nhwc":
+        raise ToolkitError(
+            f"{path} has the input format {input_format}; the comparison needs a model exported with uint8-nhwc"
+        )
     single_rounds, folder_rounds = QUICK_ROUNDS if quick else (SINGLE_ROUNDS, FOLDER_ROUNDS)
     with tempfile.TemporaryDirectory(prefix="cifar-bench-") as folder:
         progress(f"drawing {pictures:,} pictures")

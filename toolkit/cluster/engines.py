@@ -2,7 +2,7 @@
 
 from toolkit.cluster.jobs import Engine
 from toolkit.cluster.local_engine import LocalEngine
-from toolkit.cluster.ray_engine import RayEngine
+from toolkit.cluster.ray_engine import RayEngine, count_gpus
 from toolkit.cores import available_cores
 from toolkit.errors import UsageError
 
@@ -38,9 +38,9 @@ def open_training_engine(on: str, *, device: str, gpu_share: float) -> Engine:
         from toolkit.device import choose_device  # imports torch, which prediction does without
 
         return LocalEngine(available_cores() if choose_device(device).type == "cpu" else int(1 / gpu_share))
-    engine = RayEngine(_address(on))
-    wants_gpu = device.startswith("cuda") or (device == "auto" and engine.gpus() > 0)
-    return engine.with_gpu_share(gpu_share) if wants_gpu else engine
+    address = _address(on)
+    wants_gpu = device.startswith("cuda") or (device == "auto" and count_gpus(address) > 0)
+    return RayEngine(address, num_gpus=gpu_share if wants_gpu else 0)
 
 
 def _address(on: str) -> str | None:

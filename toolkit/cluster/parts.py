@@ -112,8 +112,8 @@ class PartsFolder:
         for leftover in self.path.glob(".*.partial"):
             leftover.unlink(missing_ok=True)
 
-    def read_pictures(self, offset: int, count: int) -> list[str]:
-        """Read `count` paths from the list, beginning at a byte."""
+    def read_paths(self, offset: int, count: int) -> list[str]:
+        """Read `count` paths from the list of pictures, starting at the byte `offset`."""
         with self.pictures.open("rb") as file:
             file.seek(offset)
             return [json.loads(file.readline()) for _ in range(count)]

@@ -16,8 +16,9 @@ from toolkit.files import as_text, display, replacing
 from toolkit.inference.model_file import find_model
 from toolkit.inference.output_format import format_predictions
 from toolkit.inference.paths import STDIN, Failure, PathLike, expand
-from toolkit.inference.pipeline import Prediction, check_options, classify
+from toolkit.inference.pipeline import BATCH_SIZE, Prediction, check_options, classify
 from toolkit.inference.session import Session, open_model
+from toolkit.interrupt import describe_interrupt
 from toolkit.reporting import Progress, ignore
 
 FORMATS = ("csv", "jsonl")
@@ -62,6 +63,7 @@ def predict_to_folder(
     model: PathLike | None = None,
     format: str = "csv",
     top: int = 1,
+    batch_size: int = BATCH_SIZE,
     part_size: int = PART_SIZE,
     progress: Progress = ignore,
 ) -> PartsWritten:
@@ -76,6 +78,7 @@ def predict_to_folder(
         model: as `find_model` takes it.
         format: "csv" or "jsonl"; each part is what `cifar predict --format` prints for its pictures.
         top: how many classes each prediction lists.
+        batch_size: see `classify`.
         part_size: pictures in a part.
         progress: called with the pictures in finished parts, and with all.
 
@@ -90,7 +93,8 @@ def predict_to_folder(
     if format not in FORMATS:
         raise UsageError(f"parts are written as {' or '.join(FORMATS)}, not {format}")
     path = find_model(model)
-    check_options(batch_size=1, top=top, class_count=len(open_model(path, provider="cpu", threads=1).class_names))
+    class_names = open_model(path, provider="cpu", threads=1).class_names
+    check_options(batch_size=batch_size, top=top, class_count=len(class_names))
     folder = PartsFolder(out.absolute())
     missing: list[Failure] = []
     with folder.lock():
@@ -106,7 +110,7 @@ def predict_to_folder(
             part_size=part_size,
         )
         finished = {number for number in range(len(plan.offsets)) if folder.part(number, format).is_file()}
-        _run_parts(engine, folder, plan, finished, progress)
+        _run_parts(engine, folder, plan, finished, batch_size=batch_size, progress=progress)
         folder.remove_leftovers()
     return PartsWritten(out, plan.pictures, len(plan.offsets), len(finished), tuple(missing))
 
@@ -125,24 +129,29 @@ def _without_failures(sources: Iterable[str | Failure], failures: list[Failure])
             yield source
 
 
-def _run_parts(engine: Engine, folder: PartsFolder, plan: Plan, finished: set[int], progress: Progress) -> None:
+def _run_parts(
+    engine: Engine, folder: PartsFolder, plan: Plan, finished: set[int], *, batch_size: int, progress: Progress
+) -> None:
     numbers = [number for number in range(len(plan.offsets)) if number not in finished]
+    pictures = {_job_name(number): _count_pictures(plan, number) for number in numbers}
+    jobs = (part_job(folder, plan, number, batch_size=batch_size) for number in numbers)
     failures: list[Outcome] = []
     done = sum(_count_pictures(plan, number) for number in finished)
     progress(done, plan.pictures)
-    try:
-        with contextlib.closing(engine.run(part_job(folder, plan, number) for number in numbers)) as outcomes:
-            for outcome in outcomes:
-                if outcome.error is not None:
-                    failures.append(outcome)
-                else:
-                    done += _count_pictures(plan, int(outcome.name.removeprefix("part ")))
-                    progress(done, plan.pictures)
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(
+
+    def describe() -> str:
+        return (
             f"interrupted; {done:,} of {plan.pictures:,} pictures are predicted in {display(folder.path)}. Repeat the "
             "command to resume: finished parts are kept"
-        ) from interrupt
+        )
+
+    with describe_interrupt(describe), contextlib.closing(engine.run(jobs)) as outcomes:
+        for outcome in outcomes:
+            if outcome.error is not None:
+                failures.append(outcome)
+            else:
+                done += pictures[outcome.name]
+                progress(done, plan.pictures)
     if failures:
         raise ToolkitError(
             f"{describe_failures(failures, of=len(numbers), kind='parts')}. The others are finished; repeat the "
@@ -154,8 +163,12 @@ def _count_pictures(plan: Plan, number: int) -> int:
     return min(plan.part_size, plan.pictures - number * plan.part_size)
 
 
-def part_job(folder: PartsFolder, plan: Plan, number: int) -> Job:
-    """The job that predicts one part."""
+def _job_name(number: int) -> str:
+    return f"part {number}"
+
+
+def part_job(folder: PartsFolder, plan: Plan, number: int, *, batch_size: int = BATCH_SIZE) -> Job:
+    """Build the job that predicts one part."""
     arguments = {
         "folder": str(folder.path),
         "number": number,
@@ -164,12 +177,13 @@ def part_job(folder: PartsFolder, plan: Plan, number: int) -> Job:
         "working_folder": plan.working_folder,
         "format": plan.format,
         "top": plan.top,
+        "batch_size": batch_size,
     }
-    return Job(f"part {number}", predict_part, arguments)
+    return Job(_job_name(number), predict_part, arguments)
 
 
 def predict_part(
-    *, folder: str, number: int, offset: int, count: int, working_folder: str, format: str, top: int
+    *, folder: str, number: int, offset: int, count: int, working_folder: str, format: str, top: int, batch_size: int
 ) -> None:
     """Predict one part into its file; do nothing if it exists.
 
@@ -182,7 +196,8 @@ def predict_part(
         return
     session = _open_once(parts.model)
     with contextlib.chdir(working_folder):
-        results = list(classify(session, parts.read_pictures(offset, count), workers=1, top=top))
+        paths = parts.read_paths(offset, count)
+        results = list(classify(session, paths, workers=1, batch_size=batch_size, top=top))
     failures = [result for result in results if isinstance(result, Failure)]
     if failures:
         with replacing(parts.errors(number)) as temporary:

@@ -18,11 +18,12 @@ IN_FLIGHT = 1000  # jobs submitted to Ray at a time: enough for its scheduler, a
 
 
 class RayEngine:
-    """Runs jobs on a Ray cluster, each with one CPU and no GPU.
+    """Runs jobs on a Ray cluster, each with one CPU and a share of a GPU.
 
     Args:
         address: of a cluster, as `ray.init` takes it; None for $RAY_ADDRESS, then a cluster that was started on this
             machine with `ray start`, else one of this machine alone, which ends with this process.
+        num_gpus: share of one GPU that each job uses; 0 for none.
         retries: how often a job is run again after the death of its process or machine.
 
     Raises:
@@ -30,18 +31,9 @@ class RayEngine:
         ToolkitError: no cluster is reached at the address.
     """
 
-    def __init__(self, address: str | None = None, *, retries: int = RETRIES) -> None:
+    def __init__(self, address: str | None = None, *, num_gpus: float = 0, retries: int = RETRIES) -> None:
         self._ray = _connect(address)
-        self._options: dict[str, float] = {"num_cpus": 1, "num_gpus": 0, "max_retries": retries}
-
-    def with_gpu_share(self, share: float) -> "RayEngine":
-        """The same engine for jobs that each use this share of one GPU."""
-        self._options["num_gpus"] = share
-        return self
-
-    def gpus(self) -> float:
-        """GPUs of the whole cluster."""
-        return float(self._ray.cluster_resources().get("GPU", 0))
+        self._options: dict[str, float] = {"num_cpus": 1, "num_gpus": num_gpus, "max_retries": retries}
 
     def run(self, jobs: Iterable[Job], *, on_wait: Callable[[], object] = ignore) -> Outcomes:
         """See `toolkit.cluster.jobs.Engine.run`."""
@@ -71,6 +63,11 @@ class RayEngine:
         return outcome
 
 
+def count_gpus(address: str | None) -> float:
+    """Count the GPUs of the whole cluster. Raises as `RayEngine`."""
+    return float(_connect(address).cluster_resources().get("GPU", 0))
+
+
 def _connect(address: str | None) -> Any:
     """Connect to the cluster and return the module `ray`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of this machine alone sends no statistics
@@ -85,9 +82,12 @@ def _connect(address: str | None) -> Any:
     _require_reachable(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        # A cluster of this machine alone needs no dashboard; one that is running keeps its own.
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, and those of gRPC
-        raise _unreachable(address, error) from error
+        raise _unreachable(
+            address, error, hint="if it requires a token, set RAY_AUTH_MODE=token and copy ~/.ray/auth_token; "
+        ) from error
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler ends the process without a message
     return ray
@@ -104,8 +104,8 @@ def _require_reachable(address: str | None) -> None:
         raise _unreachable(address, error) from error
 
 
-def _unreachable(address: str | None, error: Exception) -> ToolkitError:
+def _unreachable(address: str | None, error: Exception, *, hint: str = "") -> ToolkitError:
     return ToolkitError(
         f"no Ray cluster is reached at {display(address or 'the default address')}: {first_line(error)}. `ray status` "
-        "on its head shows its state; `--on local` uses this machine"
+        f"on its head shows its state; {hint}`--on local` uses this machine"
     )

@@ -63,7 +63,7 @@ def train_seeds(
         ToolkitError: some runs failed; the others are finished.
     """
     jobs = [seed_job(run, source=source, options=options) for run in runs]
-    epochs = sum(run.recipe().epochs for run in runs)
+    epochs = sum(run.read_recipe().epochs for run in runs)
     failures: list[Outcome] = []
 
     def report_progress() -> None:
@@ -124,7 +124,7 @@ def train_seed(
         return
     with tensorboard_log(run_folder.path) if tensorboard else contextlib.nullcontext(ignore) as log:
         train(
-            run_folder.recipe(),
+            run_folder.read_recipe(),
             source=_open_source(data, folder),
             run=run_folder,
             device=device,

@@ -47,9 +47,9 @@ def read_pickle(path: Path, md5: str) -> dict[str, Any]:
     try:
         values = _Reader(io.BytesIO(content), encoding="latin1").load()  # written by Python 2
     except Exception as error:  # an unpickler raises nearly everything
-        raise ToolkitError(f"{display(path)}: cannot be read: {error!r:.200}") from error
+        raise ToolkitError(f"{display(path)} cannot be read: {error!r:.200}") from error
     if not isinstance(values, dict):
-        raise ToolkitError(f"{display(path)}: does not hold a dictionary")
+        raise ToolkitError(f"{display(path)} does not hold a dictionary")
     return values
 
 
@@ -68,9 +68,9 @@ def read_batch(path: Path, md5: str, *, labels: str, classes: int) -> tuple[NDAr
     values = read_pickle(path, md5)
     pixels, numbers = values.get("data"), values.get(labels)
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
-        raise ToolkitError(f"{display(path)}: does not hold images of 32x32 pixels")
+        raise ToolkitError(f"{display(path)} does not hold images of 32x32 pixels")
     if not isinstance(numbers, list) or not all(type(number) is int and 0 <= number < classes for number in numbers):
         raise ToolkitError(f"{display(path)}: its labels are not numbers from 0 to {classes - 1}")
     if len(numbers) != len(pixels):
-        raise ToolkitError(f"{display(path)}: has {len(pixels)} images and {len(numbers)} labels")
+        raise ToolkitError(f"{display(path)} has {len(pixels)} images and {len(numbers)} labels")
     return pixels.reshape(-1, 3, 32, 32), np.array(numbers, dtype=np.int64)

@@ -21,7 +21,7 @@ class ChannelStatistics:
 
 CIFAR10_STATISTICS = ChannelStatistics(MEAN, STD)
 
-_GIVEN = {"cifar10": CIFAR10_STATISTICS, "demo": CIFAR10_STATISTICS}  # the drawn images take the form of CIFAR-10
+_GIVEN = {"cifar10": CIFAR10_STATISTICS, "demo": CIFAR10_STATISTICS}  # the synthetic pictures imitate CIFAR-10
 
 _IMAGES_PER_STEP = 4096
 

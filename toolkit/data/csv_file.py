@@ -32,9 +32,9 @@ def list_csv(path: Path) -> Listing:
             files.append(make_listed_file(root, full, label, split, os.stat(full)))
         except (OSError, ValueError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or error
-            problems.append(Problem(picture, f"{display(full)}: cannot be read: {reason} ({name}, line {line})"))
+            problems.append(Problem(picture, f"{display(full)} cannot be read: {reason} ({name}, line {line})"))
     if not files and not problems:
-        raise ToolkitError(f"{name}: has a header but no rows; expected one picture per row")
+        raise ToolkitError(f"{name} has a header but no rows; expected one picture per row")
     return make_listing(root, files, problems=problems)
 
 
@@ -55,14 +55,14 @@ def _read_rows(path: Path, name: str) -> Iterator[tuple[int, tuple[str, str, int
                 if any(cell.strip() for cell in row):
                     yield reader.line_num, _parse_row(header, row, f"{name}, line {reader.line_num}")
         except UnicodeDecodeError as error:
-            raise ToolkitError(f"{name}: is not UTF-8 text ({error.reason} at byte {error.start})") from error
+            raise ToolkitError(f"{name} is not UTF-8 text ({error.reason} at byte {error.start})") from error
         except csv.Error as error:
-            raise ToolkitError(f"{name}, line {reader.line_num}: is not valid CSV: {error}") from error
+            raise ToolkitError(f"{name}, line {reader.line_num} is not valid CSV: {error}") from error
 
 
 def _parse_row(header: list[str], row: list[str], where: str) -> tuple[str, str, int]:
     if len(row) != len(header):
-        raise ToolkitError(f"{where}: has {len(row)} cells, expected {len(header)}: {','.join(header)}")
+        raise ToolkitError(f"{where} has {len(row)} cells, expected {len(header)}: {','.join(header)}")
     cells = dict(zip(header, row, strict=True))
     picture, label = cells["path"], cells["label"].strip()
     if not picture.strip() or not label:

@@ -25,10 +25,10 @@ from toolkit.files import as_text, display, replacing
 from toolkit.reporting import Note, ignore
 from toolkit.reporting import Progress as PictureProgress
 
-DEMO = "demo"  # the drawn set; "./demo" names a folder
-PICTURES = "pictures"  # the name of every folder and CSV file: the identity of data does not depend on their place
+DEMO = "demo"  # the synthetic pictures; "./demo" names a folder
+PICTURES = "pictures"  # name of every folder and CSV file, so that moving one keeps the identity of its data
 
-FOUND_BY_NAME = (DEMO, cifar.CIFAR100.name)  # of a trained model's data: found again without --data, as CIFAR-10 is
+FOUND_BY_NAME = (DEMO, cifar.CIFAR100.name)  # data of a trained model that, like CIFAR-10, are found without --data
 
 _CACHE = "the cache folder"
 
@@ -40,7 +40,7 @@ class DataSource:
     Attributes:
         name: "cifar10", "cifar100", "demo", or "pictures" for a folder or CSV file of the user's own pictures.
         folder: the folder that holds the files (of CIFAR, the folder that holds the archive's folder), or the CSV file;
-            None where the images are drawn.
+            None for the synthetic pictures.
         class_names: one name per label, in order.
     """
 
@@ -49,7 +49,7 @@ class DataSource:
     class_names: tuple[str, ...]
 
     def train(self) -> Images:
-        """Read the training images: 50,000 of CIFAR, 4,000 drawn ones.
+        """Read the training images: 50,000 of CIFAR, 4,000 synthetic ones.
 
         Raises:
             ToolkitError: a file is missing, damaged or not readable.
@@ -67,7 +67,7 @@ class DataSource:
         return None
 
     def test(self) -> Images:
-        """Read the test images: 10,000 of CIFAR, 1,000 drawn ones. Training never calls this.
+        """Read the test images: 10,000 of CIFAR, 1,000 synthetic ones. Training never calls this.
 
         Raises:
             ToolkitError: a file is missing, damaged or not readable.
@@ -77,7 +77,7 @@ class DataSource:
         return cifar.read_cifar(cifar.BY_NAME[self.name], self.folder, train=False)
 
     def findings(self) -> Findings:
-        """The pictures that were skipped, removed or deserve a look; nothing for CIFAR and drawn images.
+        """The pictures that were skipped, removed or deserve a look; nothing for CIFAR and synthetic pictures.
 
         Raises:
             ToolkitError: a file is missing, damaged or not readable.
@@ -173,31 +173,31 @@ def find_data(
     Raises:
         ToolkitError: the data were not found, are unusable, or the download failed.
     """
-    place = _locate(data)
-    if place.name == DEMO:
+    location = _locate(data)
+    if location.name == DEMO:
         return DataSource(name=DEMO, folder=None, class_names=synthetic.DRAWN_CLASSES)
-    assert place.path is not None
-    if place.name == PICTURES:
-        listing = list_folder(place.path) if place.path.is_dir() else list_csv(place.path)
+    assert location.path is not None
+    if location.name == PICTURES:
+        listing = list_folder(location.path) if location.path.is_dir() else list_csv(location.path)
         load = functools.cache(
             lambda: load_picture_set(
                 listing, cache_folder() / PICTURES, skip_damaged=skip_damaged, on_progress=on_pictures, note=note
             )
         )
-        return PictureSource(name=PICTURES, folder=place.path, class_names=listing.class_names, load=load)
-    which = cifar.BY_NAME[place.name]
-    missing = [name for name in which.archive.files if not (place.path / which.archive.folder / name).is_file()]
-    if missing and place.chosen_by != _CACHE:
-        raise ToolkitError(_missing_message(place, missing))
+        return PictureSource(name=PICTURES, folder=location.path, class_names=listing.class_names, load=load)
+    dataset = cifar.BY_NAME[location.name]
+    missing = [name for name in dataset.archive.files if not (location.path / dataset.archive.folder / name).is_file()]
+    if missing and location.chosen_by != _CACHE:
+        raise ToolkitError(_missing_message(location, missing))
     if missing and not fetch:
-        name = "" if which is cifar.CIFAR10 else f" --data {which.name}"
+        name = "" if dataset is cifar.CIFAR10 else f" --data {dataset.name}"
         raise ToolkitError(
-            f"{which.title} is not in the cache folder {place.path}: download it with `cifar data --fetch{name}`, "
+            f"{dataset.title} is not in the cache folder {location.path}: download it with `cifar data --fetch{name}`, "
             "or name a folder that holds it with --data FOLDER"
         )
     if missing:
-        cifar.fetch_cifar(which, place.path, progress=progress)
-    return DataSource(name=which.name, folder=place.path, class_names=which.class_names)
+        cifar.fetch_cifar(dataset, location.path, progress=progress)
+    return DataSource(name=dataset.name, folder=location.path, class_names=dataset.class_names)
 
 
 def name_of_data(data: str | None = None) -> str | None:
@@ -209,13 +209,13 @@ def fetch_data(data: str | None = None, *, progress: Progress = ignore) -> None:
     """Download CIFAR-10 or CIFAR-100 to where `find_data` looks for it; nothing is done where it is complete.
 
     Raises:
-        UsageError: `data` is the drawn set, a CSV file or a folder of pictures.
+        UsageError: `data` is the synthetic set, a CSV file or a folder of pictures.
         ToolkitError: the download failed, or the folder is not writable.
     """
-    place = _locate(data)
-    if place.path is None or place.name == PICTURES:
-        raise UsageError(f"{data or place.path}: only cifar10 and cifar100 can be downloaded, or to a new folder")
-    cifar.fetch_cifar(cifar.BY_NAME[place.name], place.path, progress=progress)
+    location = _locate(data)
+    if location.path is None or location.name == PICTURES:
+        raise UsageError(f"{data or location.path}: only cifar10 and cifar100 can be downloaded, or to a new folder")
+    cifar.fetch_cifar(cifar.BY_NAME[location.name], location.path, progress=progress)
 
 
 def data_status(data: str | None = None) -> DataStatus:
@@ -223,17 +223,17 @@ def data_status(data: str | None = None) -> DataStatus:
 
     Every MD5 of CIFAR is computed, which takes about a second; the pictures of a folder or CSV file are not read.
     """
-    place = _locate(data)
-    if place.name == PICTURES:
-        return DataStatus(place.name, place.chosen_by, place.path, {}, None, None)
-    if place.name == DEMO:
+    location = _locate(data)
+    if location.name == PICTURES:
+        return DataStatus(location.name, location.chosen_by, location.path, {}, None, None)
+    if location.name == DEMO:
         counts = (synthetic.TRAIN_COUNT, synthetic.TEST_COUNT)
-        return DataStatus(place.name, place.chosen_by, place.path, {}, *counts)
-    assert place.path is not None
-    files = state_of_files(cifar.BY_NAME[place.name].archive, place.path)
+        return DataStatus(location.name, location.chosen_by, location.path, {}, *counts)
+    assert location.path is not None
+    files = state_of_files(cifar.BY_NAME[location.name].archive, location.path)
     complete = set(files.values()) == {"ok"}
     counts = (cifar.TRAIN_COUNT, cifar.TEST_COUNT) if complete else (0, 0)
-    return DataStatus(place.name, place.chosen_by, place.path, files, *counts)
+    return DataStatus(location.name, location.chosen_by, location.path, files, *counts)
 
 
 def data_identity(source_name: str, images: Images) -> dict[str, str]:
@@ -302,46 +302,46 @@ def _as_file_name(class_name: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """The requested data set, the place of its files (None: drawn), and the origin of the choice."""
+class _Location:
+    """The requested data set, the path of its files (None: synthetic), and the origin of the choice."""
 
     name: str
     path: Path | None
     chosen_by: str
 
 
-def _locate(data: str | None) -> _Place:
+def _locate(data: str | None) -> _Location:
     variable = os.environ.get(cifar.VARIABLE)
     if data in cifar.BY_NAME:
         return _locate_cifar(cifar.BY_NAME[data], variable)
     for value, chosen_by in [(data, "--data"), (variable, f"${cifar.VARIABLE}")]:
         if value:
             return _interpret(value, chosen_by)
-    return _Place(cifar.CIFAR10.name, cache_folder(), _CACHE)
+    return _Location(cifar.CIFAR10.name, cache_folder(), _CACHE)
 
 
-def _locate_cifar(which: cifar.Cifar, variable: str | None) -> _Place:
-    """Locate it in the folder of `$CIFAR_DATA` if that holds it, else in the cache folder."""
+def _locate_cifar(dataset: cifar.Cifar, variable: str | None) -> _Location:
+    """Locate `dataset` in the folder of `$CIFAR_DATA` if that holds it, else in the cache folder."""
     if variable and variable != DEMO and variable not in cifar.BY_NAME:
-        folder = cifar.folder_that_holds(which, Path(variable))
-        if (folder / which.archive.folder).is_dir():
-            return _Place(which.name, folder, f"${cifar.VARIABLE}")
-    return _Place(which.name, cache_folder(), _CACHE)
+        folder = cifar.folder_that_holds(dataset, Path(variable))
+        if (folder / dataset.archive.folder).is_dir():
+            return _Location(dataset.name, folder, f"${cifar.VARIABLE}")
+    return _Location(dataset.name, cache_folder(), _CACHE)
 
 
-def _interpret(value: str, chosen_by: str) -> _Place:
+def _interpret(value: str, chosen_by: str) -> _Location:
     if value == DEMO:
-        return _Place(DEMO, None, chosen_by)
+        return _Location(DEMO, None, chosen_by)
     if value in cifar.BY_NAME:
-        return _Place(value, cache_folder(), _CACHE)
+        return _Location(value, cache_folder(), _CACHE)
     path = Path(os.path.abspath(Path(value).expanduser()))
-    for which in cifar.BY_NAME.values():
-        folder = cifar.folder_that_holds(which, path)
-        if (folder / which.archive.folder).is_dir():
-            return _Place(which.name, folder, chosen_by)
+    for dataset in cifar.BY_NAME.values():
+        folder = cifar.folder_that_holds(dataset, path)
+        if (folder / dataset.archive.folder).is_dir():
+            return _Location(dataset.name, folder, chosen_by)
     if path.suffix.lower() == ".csv" or (path.is_dir() and _has_entries(path)):
-        return _Place(PICTURES, path, chosen_by)
-    return _Place(cifar.CIFAR10.name, path, chosen_by)
+        return _Location(PICTURES, path, chosen_by)
+    return _Location(cifar.CIFAR10.name, path, chosen_by)
 
 
 def _has_entries(folder: Path) -> bool:
@@ -352,18 +352,18 @@ def _has_entries(folder: Path) -> bool:
         return True  # listing it reports the error
 
 
-def _missing_message(place: _Place, missing: list[str]) -> str:
+def _missing_message(location: _Location, missing: list[str]) -> str:
     """The message for a path, named by the user, that lacks files."""
-    which, path = cifar.BY_NAME[place.name], place.path
+    dataset, path = cifar.BY_NAME[location.name], location.path
     assert path is not None
     if not path.is_dir():
         found = "is not a folder" if path.exists() else "does not exist"
-    elif len(missing) == len(which.archive.files):
-        found = f"does not hold {which.archive.folder}/ with the {which.title} files"
+    elif len(missing) == len(dataset.archive.files):
+        found = f"does not hold {dataset.archive.folder}/ with the {dataset.title} files"
     else:
-        found = f"lacks {', '.join(missing)} in {which.archive.folder}/"
+        found = f"lacks {', '.join(missing)} in {dataset.archive.folder}/"
     return (
-        f"no {which.title} where {place.chosen_by} points: {display(path)} {found}; expected a folder that holds "
-        f"{which.archive.folder}/, a folder of pictures ({LAYOUT}), or a CSV file. "
-        f"`cifar data --fetch --data {display(path)}` downloads {which.title} there; --data demo needs no files"
+        f"no {dataset.title} where {location.chosen_by} points: {display(path)} {found}; expected a folder that holds "
+        f"{dataset.archive.folder}/, a folder of pictures ({LAYOUT}), or a CSV file. "
+        f"`cifar data --fetch --data {display(path)}` downloads {dataset.title} there; --data demo needs no files"
     )

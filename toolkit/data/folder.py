@@ -128,7 +128,7 @@ class _Scan:
         return True
 
     def add_problem(self, path: str, reason: str) -> None:
-        self.problems.append(Problem(relative_path(self.root, path), f"{display(path)}: {reason}"))
+        self.problems.append(Problem(relative_path(self.root, path), f"{display(path)} {reason}"))
 
     def list_entries(self, folder: str) -> list[os.DirEntry[str]]:
         """The folders and files of a folder, sorted by name."""
@@ -173,7 +173,7 @@ def _find_splits(root: Path, folders: list[os.DirEntry[str]]) -> dict[int, str]:
         found[split] = path
     if TEST not in found:
         raise ToolkitError(
-            f"{display(root)}: has {os.path.basename(found[TRAIN])}/ but no test/ with test pictures; expected {LAYOUT}"
+            f"{display(root)} has {os.path.basename(found[TRAIN])}/ but no test/ with test pictures; expected {LAYOUT}"
         )
     return found
 

@@ -38,10 +38,11 @@ class DataOverview:
         return self.status.as_dict() | self.report.as_dict() | {"samples": samples}
 
     def require_complete(self) -> None:
-        """Raise `ToolkitError` if files are missing."""
+        """Raise `ToolkitError` if files are missing or damaged."""
         if not self.status.complete:
+            find_data(self.data, fetch=False)  # names missing files, and what else a folder may hold
             where = f" --data {shlex.quote(self.data)}" if self.data else ""
-            raise ToolkitError(f"the data are incomplete: `cifar data --fetch{where}` downloads them")
+            raise ToolkitError(f"the data are damaged: `cifar data --fetch{where}` replaces the damaged files")
 
 
 def inspect_data(

@@ -1,5 +1,9 @@
 """Split images into training and validation by a seed, or into training and test by their pixels; stratified."""
 
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import sha256
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,21 +16,29 @@ SPLIT_SEED = 0  # every run has the same validation images, so that runs are com
 
 
 def split_images(images: Images, val_size: float) -> tuple[Images, Images]:
-    """Split off `val_size` validation images, or a share below 1. Raises `UsageError` as `split` does."""
-    train_indices, val_indices = split(images.labels, val_size, seed=SPLIT_SEED)
+    """Split off `val_size` validation images, or a share below 1; identical images of a class stay on one side.
+
+    Raises `UsageError` as `split` does.
+    """
+    digests = [sha256(image.data).digest() for image in images.images.cpu().contiguous().numpy()]
+    train_indices, val_indices = split(images.labels, val_size, seed=SPLIT_SEED, digests=digests)
     return images.take(train_indices), images.take(val_indices)
 
 
-def split(labels: Tensor, val_size: float, *, seed: int) -> tuple[Tensor, Tensor]:
+def split(
+    labels: Tensor, val_size: float, *, seed: int, digests: Sequence[bytes] | None = None
+) -> tuple[Tensor, Tensor]:
     """Split indices into training and validation, each class in proportion; each keeps a training image.
 
-    The result depends on the three arguments alone, not on the state of any random generator.
+    The result depends on the arguments alone, not on the state of any random generator.
 
     Args:
         labels: int64 (N,).
         val_size: the number of validation images, or below 1 the share of each class: at least one image of every
-            class that has two; 0 for none.
+            class that has two; 0 for none. Fewer where digests are repeated and a class has no set of equal ones that
+            fits.
         seed: selects them.
+        digests: N, of the pixels: images of a class with the same one stay on one side. None: all differ.
 
     Returns:
         Indices of the training images, int64 (N - V,), and of the validation images, int64 (V,): sorted, disjoint, and
@@ -42,8 +54,24 @@ def split(labels: Tensor, val_size: float, *, seed: int) -> tuple[Tensor, Tensor
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label, share in _shares(labels, val_size).items():
         members = (labels == label).nonzero().flatten()
-        held_out[members[torch.randperm(len(members), generator=generator)[:share]]] = True
+        shuffled = members[torch.randperm(len(members), generator=generator)]
+        if digests is None:
+            held_out[shuffled[:share]] = True
+        else:
+            held_out[_take_equal_ones(shuffled.tolist(), share, digests)] = True
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
+
+
+def _take_equal_ones(members: Sequence[int], count: int, digests: Sequence[bytes]) -> list[int]:
+    """The first `count` members, each with all of the same digest; those that exceed the count are passed over."""
+    sizes = Counter(digests[member] for member in members)
+    chosen: set[bytes] = set()
+    for member in members:
+        digest = digests[member]
+        if digest not in chosen and sizes[digest] <= count:
+            chosen.add(digest)
+            count -= sizes[digest]
+    return [member for member in members if digests[member] in chosen]
 
 
 TEST_SHARE = 0.2  # of each class of a folder that is not split

@@ -1,4 +1,4 @@
-"""The drawn data set, `--data demo`: ten shapes in the form of CIFAR-10, generated from a seed.
+"""Synthetic pictures, `--data demo`: ten shapes in the format of CIFAR-10, generated from a seed.
 
 A small network learns it in a few epochs, yet no single pixel identifies a class: position, size, angle and colors are
 random, half of the shapes are dark on light, and noise is added. A mirrored shape stays in its class, so the

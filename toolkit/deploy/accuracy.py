@@ -1,10 +1,13 @@
-"""The required accuracy of a data set, and the confidence interval of a measured accuracy."""
+"""The accuracy of a model on a test set: required accuracy, confidence interval, macro accuracy."""
 
 import math
 
+import numpy as np
+from numpy.typing import NDArray
+
 from toolkit.errors import UsageError
 
-# CIFAR-10: 9,100 of the 10,000 test images. The drawn images (demo) are easier.
+# CIFAR-10: 9,100 of the 10,000 test images. The synthetic pictures (demo) are easier.
 FLOORS = {"cifar10": 0.91, "demo": 0.91}
 
 _Z = 1.959963984540054  # of the normal distribution, two-sided 95%
@@ -41,3 +44,14 @@ def wilson_interval(correct: int, images: int) -> tuple[float, float]:
     center = (share + weight / 2) / (1 + weight)
     half = math.sqrt(share * (1 - share) * weight + weight**2 / 4) / (1 + weight)
     return max(0.0, center - half), min(1.0, center + half)
+
+
+def macro_accuracy(right: NDArray[np.bool_], labels: NDArray[np.int64]) -> float:
+    """Mean of the accuracies of the classes that have images, in [0, 1].
+
+    Args:
+        right: bool (N,), whether each image is classified correctly; N at least 1.
+        labels: int64 (N,).
+    """
+    images, correct = np.bincount(labels), np.bincount(labels, weights=right)
+    return float((correct[images > 0] / images[images > 0]).mean())

@@ -51,14 +51,14 @@ def export_onnx(
         output: the ONNX file; an existing file is replaced if the model passes, and untouched if not.
         data: the data that the checkpoint was trained on, or a function that finds them, called once all other
             arguments were checked.
-        min_accuracy: required accuracy on the test set, in (0, 1]; None for that of the data set (`FLOORS`).
+        min_accuracy: required accuracy on the test set, in (0, 1]; None for the data set's own (`FLOORS`).
         precision: number format of the network.
         target: hardware that an int8 model is quantized for.
         input_format: "uint8-nhwc", uint8 (batch, 32, 32, 3), "float-nchw", float32 (batch, 3, 32, 32) in [0, 1], or
             "picture", uint8 (height, width, 3), one picture of any size.
         opset: version of the ONNX operators; None for `OPSET`.
         provider: the provider on which the gate runs the model.
-        note: called with a few words at each stage.
+        note: called with a short text at each stage.
 
     Returns:
         The gate's report on the file at `output`.
@@ -79,7 +79,7 @@ def export_onnx(
     min_accuracy = choose_floor(min_accuracy, data=name, val_accuracy=trained.val_accuracy)
     source = data if isinstance(data, DataSource) else data(trained.data)
     reference = prepare_reference(source, trained, note=note)
-    model, calibration = build_model(
+    model, calibration = build_onnx_model(
         trained,
         train=reference.train,
         precision=precision,
@@ -94,17 +94,17 @@ def export_onnx(
     write_metadata(model, build_metadata(gate.figures, reference, calibration=calibration))
     with replacing(output) as temporary:
         temporary.write_bytes(_serialize(model))
-        final = _same_graph(gate, read_model_bytes(temporary), class_names=source.class_names)
+        final = _check_written(gate, read_model_bytes(temporary), class_names=source.class_names)
         final.check_metadata(reference)
         return final.report(passed=True)
 
 
-def _same_graph(gate: Gate, content: bytes, *, class_names: tuple[str, ...]) -> Gate:
-    """Carry the figures of a checked model over to the file that differs from it in its metadata alone.
+def _check_written(gate: Gate, content: bytes, *, class_names: tuple[str, ...]) -> Gate:
+    """Check that a written file is the checked model plus metadata; return a gate with the figures of that model.
 
     Raises:
         Rejected: the file does not pass the checks of its contents and interface.
-        ToolkitError: the file holds another graph than the checked one.
+        ToolkitError: the graph in the file differs from the checked one.
     """
     final = Gate(content, min_accuracy=gate.figures.min_accuracy, provider=gate.provider)
     final.check_file(class_names)
@@ -112,7 +112,9 @@ def _same_graph(gate: Gate, content: bytes, *, class_names: tuple[str, ...]) -> 
     without_metadata = ModelProto.FromString(final.model.SerializeToString())
     del without_metadata.metadata_props[:]
     if _serialize(without_metadata) != gate.content:
-        raise ToolkitError("the written file differs from the model that was checked: try again on another disk")
+        raise ToolkitError(
+            "the file that was read back differs from the checked model: the disk may be faulty; export to another one"
+        )
     own = {name: getattr(final.figures, name) for name in ("bytes", "sha256")}
     final.figures = dataclasses.replace(gate.figures, **own)
     final.checks = list(gate.checks)
@@ -124,7 +126,7 @@ def _serialize(model: ModelProto) -> bytes:
     return content
 
 
-def build_model(
+def build_onnx_model(
     checkpoint: Checkpoint,
     *,
     train: Images,
@@ -134,7 +136,7 @@ def build_model(
     opset: int,
     note: Note,
 ) -> tuple[ModelProto, dict[str, Any] | None]:
-    """Build the graph of a checkpoint in any form, without metadata.
+    """Build the ONNX model of a checkpoint in any precision and input format, without metadata.
 
     Args:
         checkpoint: the network, and the channel statistics of its images.
@@ -142,13 +144,13 @@ def build_model(
         precision, target, input_format, opset, note: see `export_onnx`.
 
     Returns:
-        The graph, and the calibration settings of an int8 one.
+        The model, and the calibration settings of an int8 one.
     """
     takes_picture = input_format == "picture"
     network_input = "uint8-nhwc" if takes_picture else input_format
     note("building the ONNX graph")
     network, statistics = checkpoint.network(), checkpoint.statistics
-    model = build_graph(network, statistics=statistics, input_format=network_input, opset=opset)
+    model = export_graph(network, statistics=statistics, input_format=network_input, opset=opset)
     calibration: dict[str, Any] | None = None
     if precision == "fp16":
         model = quantize.to_fp16(model)
@@ -159,18 +161,18 @@ def build_model(
     return prepend_picture_input(model) if takes_picture else model, calibration
 
 
-def build_graph(
+def export_graph(
     network: nn.Module,
     *,
     statistics: ChannelStatistics = CIFAR10_STATISTICS,
     input_format: InputFormat = "uint8-nhwc",
     opset: int = OPSET,
 ) -> ModelProto:
-    """Build the float32 graph of `network` with its preprocessing, without metadata.
+    """Export `network` with its preprocessing as a float32 graph, without metadata.
 
     Args:
         network: float32 (N, 3, 32, 32), normalized, to logits (N, K).
-        statistics: by which the graph normalizes.
+        statistics: channel means and standard deviations by which the graph normalizes.
         input_format: "uint8-nhwc" or "float-nchw", see `export_onnx`.
         opset: one of `OPSETS`.
 
@@ -178,7 +180,7 @@ def build_graph(
         ToolkitError: the exporter failed, or wrote another opset.
     """
     shape = graph.INPUTS[input_format].shape
-    # Two images, because the exporter takes a batch of one for a constant.
+    # Two images, because the exporter treats a batch of one as a constant.
     dtype = torch.uint8 if input_format == "uint8-nhwc" else torch.float32
     example = torch.zeros(2, *map(int, shape[1:]), dtype=dtype)
     with quiet() as output:

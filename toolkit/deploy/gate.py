@@ -1,9 +1,9 @@
 """The gate: an ONNX file passes every check, in a fixed order, or is rejected with the figure that failed.
 
 The order: contents and valid ONNX; names, types and shapes; the graph against the one that the checkpoint gives; pixels
-against the picture rule if that is inside the graph; the same outputs in batches drawn anew at each run; finite
+against the picture rule if that is inside the graph; the same outputs in batches of random sizes; finite
 outputs; logits and labels against PyTorch over random images and the whole test set; accuracy; metadata. The gate
-believes only what it computes.
+trusts no figure stored in the file: it computes each one.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from onnx import ModelProto
 from toolkit.data import synthetic
 from toolkit.data.cifar import TEST_COUNT
 from toolkit.deploy import graph
-from toolkit.deploy.accuracy import wilson_interval
+from toolkit.deploy.accuracy import macro_accuracy, wilson_interval
 from toolkit.deploy.batches import draw_batches
 from toolkit.deploy.comparison import find_difference
 from toolkit.deploy.metadata import find_mismatches, read_metadata, required_correct, unverified_keys
@@ -45,18 +45,18 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 WHOLE_TEST_SET = {"cifar10": TEST_COUNT, "cifar100": TEST_COUNT, "demo": synthetic.TEST_COUNT}  # images
 
-# Probabilities are computed in float32 from the logits beside them: only rounding lies between the two.
+# The graph computes the probabilities from the logits in float32: they differ from the exact softmax by rounding only.
 PROBABILITY_LIMIT = 1e-5
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How far a model may be from PyTorch's float32.
+class Tolerances:
+    """How far a model may differ from PyTorch in float32.
 
     Attributes:
         logit_difference: largest difference of any logit; None: reported only.
         points_lost: percentage points of accuracy that may be lost; None: no label may differ at all, except where
-            PyTorch's two best logits lie within twice `logit_difference`, so that both orders are right.
+            PyTorch's two best logits lie within twice `logit_difference` (near ties).
         batch_difference: largest difference between the logits of one picture in two batches.
     """
 
@@ -65,17 +65,17 @@ class Limits:
     batch_difference: float
 
 
-# Two float32 programs sum in different orders: about 1e-5 apart for these networks, whose logits are near 10. 1e-3
-# leaves room for other processors, and a wrong weight, mean or channel order is far above it. cuDNN's convolution
-# algorithms (Winograd, FFT) differ more among themselves. float16 rounds every activation to 11 bits, with no
-# measurable loss for these networks; int8 rounds to 8 bits, so only its accuracy can be judged.
-# A library may choose its algorithm by the size of the batch, which rounds the sums of one picture otherwise: within
-# the limits of each precision, and in int8 by a step of an activation where two sums lie on either side of a border.
-FP16 = Limits(logit_difference=0.1, points_lost=Fraction(5, 100), batch_difference=0.1)
-INT8 = Limits(logit_difference=None, points_lost=Fraction(3, 10), batch_difference=0.5)
-LIMITS = {
-    ("fp32", "cpu"): Limits(logit_difference=1e-3, points_lost=None, batch_difference=1e-3),
-    ("fp32", "cuda"): Limits(logit_difference=5e-3, points_lost=None, batch_difference=5e-3),
+# Float32 implementations sum in different orders; for these networks logits (about 10) then differ by about 1e-5. 1e-3
+# leaves room for other CPUs, while a wrong weight, mean or channel order exceeds it by far. cuDNN's convolution
+# algorithms (Winograd, FFT) differ more from each other. float16 rounds each activation to 11 significant bits, without
+# a measurable loss of accuracy for these networks. int8 rounds to 8 bits, so only its accuracy is limited.
+# A library may choose its algorithm by batch size, which changes rounding; in int8, an activation near a rounding
+# boundary may move by one step.
+FP16 = Tolerances(logit_difference=0.1, points_lost=Fraction(5, 100), batch_difference=0.1)
+INT8 = Tolerances(logit_difference=None, points_lost=Fraction(3, 10), batch_difference=0.5)
+TOLERANCES = {
+    ("fp32", "cpu"): Tolerances(logit_difference=1e-3, points_lost=None, batch_difference=1e-3),
+    ("fp32", "cuda"): Tolerances(logit_difference=5e-3, points_lost=None, batch_difference=5e-3),
     ("fp16", "cpu"): FP16,
     ("fp16", "cuda"): FP16,
     ("int8", "cpu"): INT8,
@@ -84,7 +84,7 @@ LIMITS = {
 
 
 def check_arguments(*, min_accuracy: float | None, provider: str) -> None:
-    """Raises `UsageError` for a floor outside (0, 1] or an unknown provider."""
+    """Raise `UsageError` for a minimum accuracy outside (0, 1] or an unknown provider."""
     if min_accuracy is not None and not 0 < min_accuracy <= 1:  # false for NaN too
         raise UsageError(f"the minimum accuracy is {min_accuracy}; it must be above 0 and at most 1, such as 0.91")
     if provider not in get_args(GateProvider):
@@ -103,8 +103,8 @@ class Gate:
         self.model: ModelProto | None = None  # parsed by check_file
 
     @property
-    def limits(self) -> Limits:
-        return LIMITS[self.figures.precision or "fp32", self.provider]
+    def tolerances(self) -> Tolerances:
+        return TOLERANCES[self.figures.precision or "fp32", self.provider]
 
     def report(self, *, passed: bool) -> Report:
         return Report(passed=passed, checks=tuple(self.checks), figures=self.figures)
@@ -127,7 +127,7 @@ class Gate:
         self._require(interface == required, "interface", found=interface, limit=required)
         self._check_class_names(model, class_names)
         self._record(opset=graph.read_opset(model), precision=graph.detect_precision(model), input=input_format)
-        self._report_only("precision", str(self.figures.precision), "reported: it decides the limits below")
+        self._report_only("precision", str(self.figures.precision), "sets the limits below")
         self.model = model
 
     def _check_class_names(self, model: ModelProto, class_names: tuple[str, ...]) -> None:
@@ -172,13 +172,13 @@ class Gate:
             read_metadata(self.model),
             self.figures,
             reference,
-            logit_slack=self.limits.logit_difference or 0.0,
+            logit_slack=self.tolerances.logit_difference or 0.0,
             image_slack=self._image_slack(),
         )
         limit = "every key present, with the computed value"
         self._require(not found, "metadata", found="; ".join(found[:3]) or "as computed", limit=limit)
         unverified = unverified_keys(read_metadata(self.model), with_checkpoint=reference.checkpoint is not None)
-        self._report_only("metadata not verified", ", ".join(unverified), "nothing to compare with")
+        self._report_only("metadata not checked", ", ".join(unverified), "nothing to compare with")
 
     def _record(self, **figures: Any) -> None:
         self.figures = dataclasses.replace(self.figures, **figures)
@@ -187,18 +187,18 @@ class Gate:
         self.checks.append(Check(name, found, limit, None))
 
     def _require(self, passed: bool, name: str, *, found: str, limit: str) -> None:
-        self.checks.append(Check(name, found, limit, passed))
         if not passed:
-            raise Rejected(self.report(passed=False))
+            self._reject(name, found=found, limit=limit)
+        self.checks.append(Check(name, found, limit, True))
 
     def _reject(self, name: str, *, found: str, limit: str) -> NoReturn:
-        self._require(False, name, found=found, limit=limit)
-        raise AssertionError("unreachable")
+        self.checks.append(Check(name, found, limit, False))
+        raise Rejected(self.report(passed=False))
 
     def _run(self, images: NDArray[np.uint8], *, classes: int) -> tuple[Float32, Float32]:
-        """Logits and probabilities, float32 (N, K) each, from batches that are drawn anew; see `draw_batches`.
+        """Run the images in batches of random sizes (`draw_batches`); return logits and probabilities, float32 (N, K).
 
-        The declared shapes were checked before; these are the actual ones.
+        Checks the actual shapes of the outputs; `check_file` checked the declared ones.
         """
         session, seed = self._open(), secrets.randbits(32)
         self._record(batch_seed=seed)
@@ -229,7 +229,7 @@ class Gate:
         """Compare the logits of every run of an image with those of its first run, (N, K) each."""
         with np.errstate(invalid="ignore"):  # infinity - infinity; the next check finds these
             difference = float(np.nan_to_num(np.abs(logits - first)).max())
-        name, limit = "same image in another batch", self.limits.batch_difference
+        name, limit = "same image in another batch", self.tolerances.batch_difference
         found = f"logits of {repeated:,} images differ by up to {difference:.2g}"
         self._require(difference <= limit, name, found=found, limit=f"at most {limit:g}")
 
@@ -245,9 +245,9 @@ class Gate:
         return {graph.IMAGES: batch if self.figures.input == "uint8-nhwc" else to_pixels(batch).numpy()}
 
     def _check_pixels(self, session: onnxruntime.InferenceSession) -> None:
-        """Compare the pixels that the graph makes of drawn pictures with the picture rule.
+        """Compare the pixels that the graph computes from synthetic pictures with the picture rule.
 
-        A copy of the graph gives the pixels out. That the network receives the same ones is seen from its logits.
+        A copy of the graph outputs the pixels; equal logits show that the network receives the same pixels.
         """
         assert self.model is not None
         copy = self._start(expose_pixels(self.model).SerializeToString())
@@ -267,7 +267,7 @@ class Gate:
         )
         self._require(found.largest <= LEVEL_LIMIT and not found.changed, name, found=str(found), limit=limit)
         difference, limit = f"{found.logits:.2g} from those of their 32x32 pixels", f"at most {PICTURE_LOGIT_LIMIT:g}"
-        self._require(found.logits <= PICTURE_LOGIT_LIMIT, "logits, drawn pictures", found=difference, limit=limit)
+        self._require(found.logits <= PICTURE_LOGIT_LIMIT, "logits, synthetic pictures", found=difference, limit=limit)
 
     def _open(self) -> onnxruntime.InferenceSession:
         """Open the file on the requested provider and on no other."""
@@ -277,9 +277,9 @@ class Gate:
         return session
 
     def _start(self, content: bytes) -> onnxruntime.InferenceSession:
-        """A session of `content` on the requested provider.
+        """Open a session of `content` on the requested provider.
 
-        Not through `toolkit.inference`: a mistake there must not hide from the gate.
+        The gate opens its own session, so that a bug in `toolkit.inference.session` cannot hide.
         """
         provider = PROVIDERS[self.provider]
         available = onnxruntime.get_available_providers()
@@ -292,9 +292,9 @@ class Gate:
         if self.provider == "cpu":
             limit_memory(options)
         if self.provider == "cuda":
-            with quiet():  # it prints which libraries are missing; the session tells whether that matters
+            with quiet():  # it prints the missing libraries; opening the session fails if one of them is needed
                 onnxruntime.preload_dlls()
-            with_options = [(provider, {"use_tf32": "0"})]  # TF32 rounds to 11 bits, so it is not float32
+            with_options = [(provider, {"use_tf32": "0"})]  # TF32 has a 10-bit mantissa; float32 has 23 bits
         limit = f"the model opens with {provider}"
         try:
             session = onnxruntime.InferenceSession(content, options, providers=with_options)
@@ -335,7 +335,7 @@ class Gate:
 
     def _check_logits(self, name: str, difference: float) -> None:
         check, found = f"logits, {name}", f"{difference:.2g} from PyTorch's"
-        limit = self.limits.logit_difference
+        limit = self.tolerances.logit_difference
         if limit is None:
             self._report_only(check, found, "reported")
         else:
@@ -344,43 +344,46 @@ class Gate:
     def _check_labels(self, name: str, logits: Float32, theirs: Float32) -> None:
         differ = logits.argmax(1) != theirs.argmax(1)
         check, found = f"labels, {name}", f"{int(differ.sum()):,} of {len(differ):,} differ"
-        if self.limits.points_lost is not None:
+        if self.tolerances.points_lost is not None:
             self._report_only(check, found, "reported")
             return
-        ties = _find_near_ties(theirs, self.limits)
-        limit = f"none but the {int(ties.sum()):,} near ties of PyTorch"
+        ties = _find_near_ties(theirs, self.tolerances)
+        limit = f"none, except {int(ties.sum()):,} near ties"
         self._require(not (differ & ~ties).any(), check, found=found, limit=limit)
 
     def _check_accuracy(self, logits: Float32, reference: Reference) -> None:
         """Compare the count of correct test images with PyTorch's, then with the floor."""
-        images, limits = len(reference.labels), self.limits
-        correct = int((logits.argmax(1) == reference.labels).sum())
+        images, tolerances = len(reference.labels), self.tolerances
+        matches = logits.argmax(1) == reference.labels
+        correct, macro = int(matches.sum()), macro_accuracy(matches, reference.labels)
         theirs = logits if reference.logits is None else reference.logits[RANDOM_COUNT:]
-        near_ties = int(_find_near_ties(theirs, limits).sum()) if limits.points_lost is None else 0
+        near_ties = int(_find_near_ties(theirs, tolerances).sum()) if tolerances.points_lost is None else 0
         self._record(test_correct=correct, test_accuracy=correct / images, near_ties=near_ties)
         if reference.logits is not None:
             lost, allowed = (self.figures.reference_correct or 0) - correct, self._image_slack()
-            points = f" ({float(limits.points_lost):g} points)" if limits.points_lost is not None else ", the near ties"
+            points = tolerances.points_lost
+            reason = ", the near ties" if points is None else f" ({float(points):g} points)"
             found = f"{correct:,} right, and {self.figures.reference_correct:,} by PyTorch"
-            self._require(lost <= allowed, "accuracy lost", found=found, limit=f"at most {allowed:,} fewer{points}")
+            self._require(lost <= allowed, "accuracy lost", found=found, limit=f"at most {allowed:,} fewer{reason}")
         low, high = wilson_interval(correct, images)
-        self._record(test_accuracy_interval=(low, high))
+        self._record(test_accuracy_interval=(low, high), test_macro_accuracy=macro)
         self._report_only("accuracy, 95% interval", f"{low:.2%} to {high:.2%}", f"reported (Wilson, {images:,} images)")
+        self._report_only("macro accuracy", f"{macro:.2%}", "reported (mean over classes)")
         required = self.figures.required_correct or 0
         limit = f"at least {required:,} ({self.figures.min_accuracy:g})"
         self._require(correct >= required, "accuracy", found=f"{correct:,} of {images:,} right", limit=limit)
 
     def _image_slack(self) -> int:
-        """How many test images may change between right and wrong within the limits."""
-        if self.limits.points_lost is None:
+        """How many more test images than PyTorch the model may misclassify."""
+        if self.tolerances.points_lost is None:
             return self.figures.near_ties or 0
-        return math.floor(self.limits.points_lost * (self.figures.test_images or 0) / 100)
+        return math.floor(self.tolerances.points_lost * (self.figures.test_images or 0) / 100)
 
 
-def _find_near_ties(logits: Float32, limits: Limits) -> NDArray[np.bool_]:
+def _find_near_ties(logits: Float32, tolerances: Tolerances) -> NDArray[np.bool_]:
     """Images whose two best logits are at most twice the limit apart. (N, K) -> bool (N,)."""
     best = np.partition(logits, -2, axis=1)[:, -2:]
-    ties: NDArray[np.bool_] = best[:, 1] - best[:, 0] <= 2 * (limits.logit_difference or 0.0)
+    ties: NDArray[np.bool_] = best[:, 1] - best[:, 0] <= 2 * (tolerances.logit_difference or 0.0)
     return ties
 
 

@@ -30,7 +30,9 @@ MEASURED = ("test_correct", "test_accuracy", "min_accuracy", "parity_max_logit_d
 KEYS = (*FROM_DATA, *FROM_CHECKPOINT, *MEASURED, "toolkit_version")
 DATE = "date"  # of the export, UTC; files of earlier releases have none
 CALIBRATION = "calibration"  # only of int8 models
-RUNTIMES = "runtimes"  # only of the input form "picture": those in which its pixels were compared with the picture rule
+RUNTIMES = (
+    "runtimes"  # only of the input format "picture": those in which its pixels were compared with the picture rule
+)
 
 
 def read_metadata(model: ModelProto) -> dict[str, str]:

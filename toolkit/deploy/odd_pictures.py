@@ -1,4 +1,4 @@
-"""Pictures of odd sizes and contents, drawn by code: on these the gate compares the picture rule inside a graph."""
+"""Synthetic pictures of odd sizes and contents, on which the gate compares the picture rule inside a graph."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""The input form "picture": the picture rule as graph operators in front of the uint8 form.
+"""The input format "picture": the picture rule as graph operators in front of the uint8 form.
 
 One decoded picture of any size goes in; the graph cuts out the center square and resizes it to 32x32. The resizing is
 `toolkit.inference.image.prepare` to within one level: ONNX Runtime's antialiased cubic kernel for uint8 is Pillow's

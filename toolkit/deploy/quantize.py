@@ -89,7 +89,7 @@ def to_int8(
     """Quantize a float32 graph: static, QuantizeLinear and DequantizeLinear around each operator, weights per channel.
 
     Args:
-        model: from `build_graph`.
+        model: from `export_graph`.
         images: uint8 (N, 32, 32, 3): training images, for the ranges of the activations.
         target: "cpu" (uint8 activations) or "gpu" (int8 activations, symmetric, float biases: TensorRT's form).
         method: one of `CALIBRATION_METHODS`.

@@ -41,12 +41,13 @@ class Figures:
         test_correct: test images that the model classifies correctly.
         test_accuracy: in [0, 1].
         test_accuracy_interval: the 95% interval of the accuracy, by Wilson.
+        test_macro_accuracy: mean of the accuracies of the classes that have test images, in [0, 1].
         required_correct: the floor as a count of images.
         near_ties: test images whose two best logits are so close that either may be first (fp32 only, else 0).
         reference_correct: test images that PyTorch classifies correctly, in float32.
         max_logit_difference: from PyTorch's logits, over the random and the test images.
         differing_labels: test images that the model and PyTorch label differently.
-        pixels_compared: values of drawn pictures that the graph resized (input "picture" only, as the next two).
+        pixels_compared: values of synthetic pictures that the graph resized (input "picture" only, as the next two).
         pixels_differing: those of them that differ from the picture rule of `toolkit.inference.image`.
         largest_pixel_difference: in levels of 0 to 255.
     """
@@ -63,6 +64,7 @@ class Figures:
     test_correct: int | None = None
     test_accuracy: float | None = None
     test_accuracy_interval: tuple[float, float] | None = None
+    test_macro_accuracy: float | None = None
     required_correct: int | None = None
     near_ties: int | None = None
     reference_correct: int | None = None

@@ -8,7 +8,7 @@ from toolkit.data.dataset import DataSource, FindData, require_same_data
 from toolkit.data.images import Images
 from toolkit.deploy import graph, quantize
 from toolkit.deploy.accuracy import choose_floor
-from toolkit.deploy.export import build_model
+from toolkit.deploy.export import build_onnx_model
 from toolkit.deploy.gate import Gate, GateProvider, check_arguments
 from toolkit.deploy.metadata import read_data_identity
 from toolkit.deploy.reference import prepare_reference
@@ -75,7 +75,7 @@ def rebuild(checkpoint: Checkpoint, gate: Gate, train: Images, *, note: Note) ->
     """
     found = gate.model
     assert found is not None
-    model, _ = build_model(
+    model, _ = build_onnx_model(
         checkpoint,
         train=train,
         precision=graph.detect_precision(found),

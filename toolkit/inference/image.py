@@ -35,7 +35,8 @@ MAX_BYTES = 256 * 2**20
 # Shared by all threads. Larger files are read one at a time, because their contents count, too.
 _memory = MemoryBudget(MAX_MEMORY)
 _LARGE_BYTES = 8 * 2**20
-_WHOLE_BYTES = 12  # a pixel, of a picture that keeps its size
+_RESIZED_BYTES = 8  # per pixel, of a picture that is resized
+_WHOLE_BYTES = 12  # per pixel, of a picture that keeps its size
 _SMALL_MEMORY = 2**20  # not counted, because counting takes time
 
 # Above this, pictures are decoded by one process alone.
@@ -98,9 +99,9 @@ def _read(
     if isinstance(source, bytes):
         name = name or "the picture"
         if not source:
-            raise ToolkitError(f"{name}: is empty")
+            raise ToolkitError(f"{name} is empty")
         if len(source) > MAX_BYTES:
-            raise ToolkitError(f"{name}: has more than {MAX_BYTES:,} bytes")
+            raise ToolkitError(f"{name} has more than {MAX_BYTES:,} bytes")
         return _decode(source, name, max_pixels, resize=resize)
     name = name or display(source)
     with open_regular(source, max_bytes=MAX_BYTES) as file:
@@ -140,7 +141,7 @@ def _prepare_opened(image: Image.Image, *, resize: bool = True) -> NDArray[np.ui
         if image.format is not None and image.format not in {*FORMATS, "MPO"}:
             raise ToolkitError(f"{shorten(image.format)} files are not decoded; convert the picture to PNG or JPEG")
         _check_pixels(image.size, MAX_PIXELS)
-        with _memory.reserve((8 if resize else _WHOLE_BYTES) * image.width * image.height):
+        with _memory.reserve((_RESIZED_BYTES if resize else _WHOLE_BYTES) * image.width * image.height):
             return _prepare(image, resize=resize)
 
 
@@ -158,7 +159,7 @@ def _contents(file: BinaryIO, name: str, size: int) -> bytes:
     try:
         return file.read(size)
     except OSError as error:
-        raise ToolkitError(f"{name}: cannot be read: {error.strerror or error}") from error
+        raise ToolkitError(f"{name} cannot be read: {error.strerror or error}") from error
 
 
 def _decode(
@@ -171,8 +172,8 @@ def _decode(
         memory = structure.memory if resize else max(structure.memory, _WHOLE_BYTES * size[0] * size[1])
         if memory > MAX_MEMORY:
             raise ToolkitError(
-                f"{size[0]} x {size[1]} pixels of this kind of {structure.format} file take {memory:,} bytes "
-                f"to decode, and {MAX_MEMORY:,} are the limit"
+                f"decoding {size[0]} x {size[1]} pixels of this kind of {structure.format} file takes {memory:,} "
+                f"bytes; the limit is {MAX_MEMORY:,}"
             )
         counted = reserve and memory > _SMALL_MEMORY
         with (
@@ -180,7 +181,9 @@ def _decode(
             _open(content, structure.format) as image,
         ):
             if image.width * image.height > size[0] * size[1]:
-                raise ToolkitError(f"it has {image.width} x {image.height} pixels and declares {size[0]} x {size[1]}")
+                raise ToolkitError(
+                    f"the file declares {size[0]} x {size[1]} pixels and holds {image.width} x {image.height}"
+                )
             return _prepare(image, resize=resize, close=True), image.size
 
 
@@ -195,7 +198,7 @@ def _open(content: bytes, format_name: str) -> Image.Image:
 
 def _check_pixels(size: tuple[int, int], limit: int) -> None:
     if size[0] * size[1] > limit:
-        raise ToolkitError(f"{size[0]} x {size[1]} pixels are more than {limit:,}, the limit")
+        raise ToolkitError(f"{size[0]} x {size[1]} pixels; the limit is {limit:,}")
 
 
 @contextmanager
@@ -206,15 +209,15 @@ def _convert_errors(name: str) -> Iterator[None]:
     except ToolkitError as error:
         raise ToolkitError(f"{name}: {error}") from None
     except UnidentifiedImageError:
-        raise ToolkitError(f"{name}: is not a picture that Pillow can read: it is damaged, or of a rare kind") from None
+        raise ToolkitError(f"{name} is not a picture that Pillow can read: it is damaged, or of a rare kind") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ToolkitError(f"{name}: has more than {MAX_PIXELS:,} pixels, the limit") from error
+        raise ToolkitError(f"{name} has more than {MAX_PIXELS:,} pixels, the limit") from error
     except Exception as error:  # on damaged files Pillow's readers raise anything from struct.error to KeyError
-        raise ToolkitError(f"{name}: cannot be decoded: {shorten(str(error)) or type(error).__name__}") from error
+        raise ToolkitError(f"{name} cannot be decoded: {shorten(str(error)) or type(error).__name__}") from error
 
 
 def _prepare(image: Image.Image, *, resize: bool = True, close: bool = False) -> NDArray[np.uint8]:
-    """The picture rule. Each step but the last treats pixels singly, so the square is cut out first: it is smaller."""
+    """Apply the picture rule. All steps but resizing treat each pixel alone, so cropping first leaves less to do."""
     image.load()
     orientation = _read_orientation(image)
     scale = _level_scale(image) if _has_levels(image) else None
@@ -227,8 +230,8 @@ def _prepare(image: Image.Image, *, resize: bool = True, close: bool = False) ->
     if orientation in _UPRIGHT:
         square = square.transpose(_UPRIGHT[orientation])
     if resize and square.size != (SIDE, SIDE):
-        # A square has no longer side, so its pixels are the same in every release: Pillow 13 changed the order of the
-        # two passes of `resize(box=...)`.
+        # Crop before resizing instead of `resize(box=...)`: Pillow 13 changed the order of its two passes, which
+        # changes pixels for non-square boxes.
         square = square.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return np.array(square)  # (32, 32, 3) or (height, width, 3)
 
@@ -250,7 +253,7 @@ def _read_orientation(image: Image.Image) -> int:
 
 
 def _center_square(size: tuple[int, int], orientation: int) -> tuple[int, int, int, int]:
-    """The box of the center square, such that once upright its offsets are rounded down."""
+    """Return the box of the center square; in the upright picture, its offsets are rounded down."""
     side = min(size)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
     if orientation in (2, 3, 7, 8):  # the left side becomes the right one, or the lower one

@@ -44,7 +44,7 @@ def read_model(path: str | os.PathLike[str]) -> bytes:
     """
     content = read_model_bytes(path)
     if fault := find_fault(content):
-        raise ToolkitError(f"{display(path)}: {fault}; `cifar export` writes suitable files")
+        raise ToolkitError(f"{display(path)} {fault}; `cifar export` writes suitable files")
     return content
 
 
@@ -58,7 +58,7 @@ def read_model_bytes(path: str | os.PathLike[str]) -> bytes:
         content = file.read(MAX_MODEL_BYTES)
     if content.startswith(b"PK") and zipfile.is_zipfile(BytesIO(content)):
         raise ToolkitError(
-            f"{display(path)}: is a checkpoint, not an ONNX file; export it first, with `cifar export model.onnx "
+            f"{display(path)} is a checkpoint, not an ONNX file; export it first, with `cifar export model.onnx "
             f"--checkpoint {display(path)}`"
         )
     return content

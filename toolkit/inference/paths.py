@@ -92,7 +92,7 @@ def _pictures_below(top: str) -> Iterator[str | Failure]:
             visited.add((status.st_dev, status.st_ino))
             files, inner = _list_folder(folder)
         except OSError as error:
-            yield Failure(folder, f"{display(folder)}: cannot be listed: {error.strerror or error}")
+            yield Failure(folder, f"{display(folder)} cannot be listed: {error.strerror or error}")
             continue
         yield from (os.path.join(folder, name) for name in files)
         folders += (os.path.join(folder, name) for name in reversed(inner))
@@ -136,7 +136,7 @@ def take(source: Source | Failure) -> Taken:
     if not (isinstance(source, str) and source == STDIN):
         return source
     if sys.stdin is None:  # closed by the program that started this one
-        return Failure(STDIN, "standard input: is closed")
+        return Failure(STDIN, "standard input is closed")
     try:
         return _Piped(sys.stdin.buffer.read(MAX_BYTES + 1))
     except (OSError, ValueError) as error:  # a folder, for example; closed since

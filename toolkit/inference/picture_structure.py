@@ -69,7 +69,7 @@ def examine(content: bytes) -> Structure:
     for magic, name in _OTHERS.items():
         if content.startswith(magic):
             raise ToolkitError(f"{name} files are not decoded; convert the picture to PNG or JPEG")
-    raise ToolkitError(f"is not a picture in a known format ({', '.join(FORMATS)}); convert it to PNG or JPEG")
+    raise ToolkitError(f"not a picture in a known format ({', '.join(FORMATS)}); convert it to PNG or JPEG")
 
 
 def _examine_png(content: bytes) -> Structure:

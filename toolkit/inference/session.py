@@ -26,7 +26,7 @@ PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 
 _Provider = tuple[str, dict[str, str]]  # name, options
 _CPU: _Provider = ("CPUExecutionProvider", {})
-_CUDA: _Provider = ("CUDAExecutionProvider", {"use_tf32": "0"})  # TF32 keeps 10 bits of a factor's 23
+_CUDA: _Provider = ("CUDAExecutionProvider", {"use_tf32": "0"})  # TF32 has a 10-bit mantissa; float32 has 23 bits
 _TENSORRT: _Provider = ("TensorrtExecutionProvider", {})
 _GPU_CHAINS = {"cuda": [_CUDA, _CPU], "tensorrt": [_TENSORRT, _CUDA, _CPU]}  # what the first cannot run, the next does
 _REMEDY = "`cifar doctor` shows which of its libraries is missing; --provider cpu runs without them"
@@ -42,8 +42,8 @@ _SILENT, _WARNING = 4, 2  # ONNX Runtime's log levels; the second is its default
 
 _Shape = list[int | None]  # None: a dimension that is not fixed
 
-# Each input form: its name, type and shape, and how many rows the outputs have.
-_INPUT_FORMS: dict[str, tuple[str, str, _Shape, int | None]] = {
+# Input formats: the input's name, type and shape, and the number of rows of the outputs.
+_INPUT_FORMATS: dict[str, tuple[str, str, _Shape, int | None]] = {
     "uint8-nhwc": ("images", "tensor(uint8)", [None, 32, 32, 3], None),
     "float-nchw": ("images", "tensor(float)", [None, 3, 32, 32], None),
     "picture": ("picture", "tensor(uint8)", [None, None, 3], 1),
@@ -64,7 +64,7 @@ class Session:
         provider: the effective provider: "cpu", "cuda" or "tensorrt".
         note: under `auto`, why an NVIDIA GPU of this machine is not used; else None.
         threads: processor threads per call.
-        input_form: "uint8-nhwc", "float-nchw" or "picture", the input of the file.
+        input_format: "uint8-nhwc", "float-nchw" or "picture", the input of the file.
         class_names: one for each of the K classes, in the order of the outputs.
         metadata: the properties under `cifar.`, without that prefix; only `cifar verify` checks them.
     """
@@ -73,7 +73,7 @@ class Session:
     provider: str
     note: str | None
     threads: int
-    input_form: str
+    input_format: str
     class_names: tuple[str, ...]
     metadata: Mapping[str, str]
     _onnx: onnxruntime.InferenceSession = field(repr=False)
@@ -81,7 +81,7 @@ class Session:
     @property
     def takes_pictures(self) -> bool:
         """Whether the model takes one picture of any size and resizes it itself."""
-        return self.input_form == "picture"
+        return self.input_format == "picture"
 
     def logits_and_probabilities(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Run the model on uint8 RGB images (N, 32, 32, 3); return both outputs, float32 (N, K) each.
@@ -95,7 +95,7 @@ class Session:
         if not self.takes_pictures:
             if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
                 raise UsageError(f"images must be uint8 (N, 32, 32, 3), not {images.dtype} {images.shape}")
-            return self._run("images", to_input(images, self.input_form), rows=len(images))
+            return self._run("images", to_input(images, self.input_format), rows=len(images))
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
             raise UsageError(f"images must be uint8 (N, height, width, 3), not {images.dtype} {images.shape}")
         logits, probabilities = (np.empty((len(images), len(self.class_names)), np.float32) for _ in range(2))
@@ -114,9 +114,9 @@ class Session:
         return cast("tuple[NDArray[np.float32], NDArray[np.float32]]", tuple(outputs))
 
 
-def to_input(images: NDArray[np.uint8], input_form: str) -> NDArray[Any]:
+def to_input(images: NDArray[np.uint8], input_format: str) -> NDArray[Any]:
     """Convert uint8 RGB images (N, 32, 32, 3) to a model's input: unchanged, or float32 (N, 3, 32, 32) in [0, 1]."""
-    if input_form == "uint8-nhwc":
+    if input_format == "uint8-nhwc":
         return images
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
 
@@ -145,12 +145,12 @@ def open_model(path: str | os.PathLike[str], *, provider: str = "auto", threads:
     else:
         onnx = _open_on(provider, content, options, display(path))
     try:
-        input_form, classes = _check_interface(onnx, display(path))
+        input_format, classes = _check_interface(onnx, display(path))
         metadata = _metadata(onnx)
     except UnicodeDecodeError as error:
-        raise ToolkitError(f"{display(path)}: is damaged: a name or property is not valid UTF-8 ({error})") from error
+        raise ToolkitError(f"{display(path)} is damaged: a name or property is not valid UTF-8 ({error})") from error
     class_names = _class_names(metadata, classes, display(path))
-    return Session(Path(path), provider, note, threads, input_form, class_names, metadata, onnx)
+    return Session(Path(path), provider, note, threads, input_format, class_names, metadata, onnx)
 
 
 def probe(content: bytes, *, provider: str) -> None:
@@ -201,7 +201,7 @@ def _open_on_cpu(content: bytes, options: onnxruntime.SessionOptions, name: str)
         return _start(content, options, [_CPU])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise ToolkitError(
-            f"{name}: is not a model that ONNX Runtime can open ({first_line(error)}); a whole ONNX file as "
+            f"{name} is not a model that ONNX Runtime can open ({first_line(error)}); a whole ONNX file as "
             "`cifar export` writes it is needed"
         ) from error
 
@@ -263,7 +263,7 @@ def _captured_output() -> Iterator[io.StringIO]:
 
 
 def _check_interface(session: onnxruntime.InferenceSession, name: str) -> tuple[str, int]:
-    """Return the form of the input and the number of classes.
+    """Return the input format and the number of classes.
 
     Raises:
         ToolkitError: inputs or outputs differ from the contract.
@@ -272,14 +272,14 @@ def _check_interface(session: onnxruntime.InferenceSession, name: str) -> tuple[
     outputs = {value.name: (value.type, value.shape) for value in session.get_outputs()}
     classes = outputs.get("logits", ("", [None]))[1][-1:]  # empty for a scalar
     count: Any = classes[0] if classes else None
-    for form, (input_name, kind, shape, rows) in _INPUT_FORMS.items():
+    for input_format, (input_name, kind, shape, rows) in _INPUT_FORMATS.items():
         output = ("tensor(float)", [rows, count])
         required = {input_name: (kind, shape)}, {"logits": output, "probabilities": output}
         if (_unnamed(inputs), _unnamed(outputs)) == required and _is_class_count(count):
-            return form, count
+            return input_format, count
     found = f"inputs {_describe(inputs)}; outputs {_describe(outputs)}"
     raise ToolkitError(
-        f"{name}: has another interface than the models of this toolkit. Found: {display(found)[:500]}. "
+        f"{name} has another interface than the models of this toolkit. Found: {display(found)[:500]}. "
         f"Expected: {_EXPECTED}. `cifar export` writes such files"
     )
 
@@ -321,6 +321,6 @@ def _class_names(metadata: Mapping[str, str], classes: int, name: str) -> tuple[
     ):
         return tuple(names)
     raise ToolkitError(
-        f"{name}: does not name its {classes} outputs: its property {METADATA_PREFIX}class_names is "
+        f"{name} does not name its {classes} outputs: its property {METADATA_PREFIX}class_names is "
         f"{display(found)[:100] or 'missing'}, not a JSON list of {classes} different names; `cifar export` writes it"
     )

@@ -34,4 +34,4 @@ def require(condition: bool, fault: str) -> None:
 
 def refuse(fault: str) -> NoReturn:
     """Raise `ToolkitError`, with the reason and a remedy."""
-    raise ToolkitError(f"is not decoded: {fault}; save it again as PNG or JPEG with an image editor")
+    raise ToolkitError(f"not decoded, because {fault}; save it again as PNG or JPEG with an image editor")

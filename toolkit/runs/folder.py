@@ -22,7 +22,7 @@ from toolkit.runs.checkpoint import Checkpoint, save_checkpoint
 
 RUNS = Path("runs")
 
-MAX_NAME_BYTES = 200  # of a run's folder; file systems take 255, with a number behind the name
+MAX_NAME_BYTES = 200  # of a run's folder; most file systems allow 255, and a number may be appended
 
 MAX_METRICS_BYTES = 16 * 2**20  # 70,000 epochs
 MAX_MEASUREMENT = 1e30  # of a finite loss, rate or time
@@ -34,6 +34,10 @@ class RunFolder:
     """The paths of one run's files."""
 
     path: Path
+
+    @property
+    def recipe_path(self) -> Path:
+        return self.path / "recipe.toml"
 
     @property
     def best(self) -> Path:
@@ -81,23 +85,23 @@ class RunFolder:
             file_lock.release()
 
     def wait_until_free(self, seconds: float) -> None:
-        """Wait, at most so long, for another process that is training in the folder to end."""
+        """Wait up to `seconds` for another process that is training in the folder to end; then return in any case."""
         with suppress(Timeout, OSError), FileLock(self.path / ".lock", timeout=seconds):
-            pass  # `lock` reports what is left of the reason
+            pass  # if the folder is still locked, `lock` raises the error
 
-    def recipe(self) -> Recipe:
+    def read_recipe(self) -> Recipe:
         """Read the resolved recipe. Raises `ToolkitError` if it is missing."""
-        if not (self.path / "recipe.toml").is_file():
+        if not self.recipe_path.is_file():
             raise ToolkitError(f"{self.path} is not a run folder: it holds no recipe.toml")
-        return load_recipe(str(self.path / "recipe.toml"))
+        return load_recipe(str(self.recipe_path))
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Write `recipe.toml`, creating the folder if needed. Raises `ToolkitError` if it cannot be written."""
-        with replacing(self.path / "recipe.toml") as temporary:
+        with replacing(self.recipe_path) as temporary:
             temporary.write_text(recipe.as_toml(), encoding="utf-8")
 
-    def write_beginning(self, recipe: Recipe, init: Checkpoint | None) -> None:
-        """Write all that determines the run, the recipe last: it marks the folder as a run."""
+    def write_inputs(self, recipe: Recipe, init: Checkpoint | None) -> None:
+        """Write `init.pt` if there is one, then `recipe.toml`, which marks the folder as a run."""
         if init is not None:
             save_checkpoint(dataclasses.replace(init, training=None), self.init)
         self.write_recipe(recipe)
@@ -130,8 +134,8 @@ class RunFolder:
                 records.append(record)
         return records
 
-    def keep_metrics(self, epochs: int) -> None:
-        """Drop the records of epochs after the first `epochs`: they will be trained again."""
+    def truncate_metrics(self, epochs: int) -> None:
+        """Keep the records of the first `epochs` epochs; later epochs will be trained again."""
         if not os.path.lexists(self.metrics):
             return
         kept = [record for record in self.read_metrics() if record["epoch"] <= epochs]
@@ -169,13 +173,13 @@ class RunFolder:
         try:
             values = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise self.damaged_summary(shorten(str(error))) from error
+            raise self.damaged_summary_error(shorten(str(error))) from error
         if not isinstance(values, dict):
-            raise self.damaged_summary(f"it holds {quote(values)}")
+            raise self.damaged_summary_error(f"it holds {quote(values)}")
         return values
 
-    def damaged_summary(self, fault: str) -> ToolkitError:
-        """The error for a summary that cannot be used."""
+    def damaged_summary_error(self, fault: str) -> ToolkitError:
+        """Build the error for a summary that cannot be used."""
         return ToolkitError(
             f"{display(self.summary)} is damaged ({fault}): remove it, and rewrite it with `cifar train --resume "
             f"{display(self.path)}`"
@@ -224,7 +228,8 @@ def require_name(name: str) -> None:
     """Raises `UsageError` if `name` cannot be the name of a run's folder."""
     if not re.fullmatch(r"[\w][\w.+-]*", name) or len(os.fsencode(name)) > MAX_NAME_BYTES:
         raise UsageError(
-            f"{quote(name)} cannot name a run: use letters, digits, '.', '_', '+' and '-', at most {MAX_NAME_BYTES}"
+            f"{quote(name)} cannot name a run: use letters, digits, '.', '_', '+' and '-', at most {MAX_NAME_BYTES} "
+            "bytes in all"
         )
 
 
@@ -237,7 +242,7 @@ def _make_folder(root: Path, names: list[str], recipe: Recipe, init: Checkpoint 
     for name in names:
         try:
             with create_whole(root / name) as temporary:
-                RunFolder(temporary).write_beginning(recipe, init)
+                RunFolder(temporary).write_inputs(recipe, init)
         except FileExistsError:
             continue
         return root / name
@@ -288,8 +293,8 @@ def find_newest_finished_run(*, data: str | None = None, root: Path = RUNS, note
     finished = sorted((run for run in runs if run.is_finished), key=lambda run: _read_mtime(run.summary), reverse=True)
     if not finished:
         raise ToolkitError(f"no run in {root} has finished: `cifar train` starts one")
-    fitting = (run for run in finished if data is not None and run.data_name() == data)
-    chosen = next(fitting, finished[0])
+    preferred = (run for run in finished if data is not None and run.data_name() == data)
+    chosen = next(preferred, finished[0])
     newer = [run for run in runs if run.last.is_file() and _read_mtime(run.last) > _read_mtime(chosen.summary)]
     if newer:
         names = ", ".join(str(run.path) for run in newer)
@@ -328,6 +333,9 @@ def _read_mtime(path: Path) -> float:
 
 
 def _find_in_runs(root: Path, file: str) -> list[Path]:
-    """That file of every run in `root`, including runs of several seeds (`toolkit.runs.seeds`)."""
+    """List the files of that name in all runs under `root`, including those of several seeds.
+
+    Skips hidden folders: they are still being created.
+    """
     found = [*root.glob(f"*/{file}"), *root.glob(f"*/seed*/{file}")]
-    return [path for path in found if not path.relative_to(root).parts[0].startswith(".")]  # those not yet whole
+    return [path for path in found if not path.relative_to(root).parts[0].startswith(".")]

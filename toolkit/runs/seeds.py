@@ -2,7 +2,7 @@
 
     seed_runs = begin_seeds(recipe, seeds=5, source=source, name="fast-resnet20-seeds")
     for run in seed_runs.find_unfinished():
-        train(run.recipe(), source=source, run=run, resume=True)
+        train(run.read_recipe(), source=source, run=run, resume=True)
     summary = seed_runs.write_summary()
 
 creates `runs/fast-resnet20-seeds/seed0` to `seed4`, each identical to a run of that seed alone. Repeating it resumes
@@ -96,7 +96,7 @@ class SeedRuns:
                 f"of the {self.n} seeds in {self.path} these are unfinished: {names}. Repeat the command that began "
                 f"them, or resume one with `cifar train --resume {missing[0].path}`"
             )
-        if other := _find_other_recipe(self, self.runs[0].recipe()):
+        if other := _find_other_recipe(self, self.runs[0].read_recipe()):
             raise ToolkitError(f"{other}: undo the change to its recipe.toml")
 
     def write_summary(self) -> dict[str, Any]:
@@ -143,11 +143,11 @@ def _extract_figures(run: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
         }
         missing = [name for name in CONDITIONS if name not in summary]
     except (LookupError, TypeError) as error:
-        raise run.damaged_summary(shorten(repr(error))) from error
+        raise run.damaged_summary_error(shorten(repr(error))) from error
     odd = [name for name in FIGURES if not (row.get(name) is None or _is_number(row[name]))]
     odd += [name for name in ("seed", "parameters", "epochs") if not _is_number({**summary, **row}.get(name, 0))]
     if missing or odd:
-        raise run.damaged_summary(f"{', '.join(missing + odd)} missing or not a number")
+        raise run.damaged_summary_error(f"{', '.join(missing + odd)} missing or not a number")
     return row
 
 
@@ -205,8 +205,8 @@ def begin_seeds(
         _require_same_origin(begun, source, teacher)
     seed_runs = SeedRuns(path, seeds)
     for seed, run in enumerate(seed_runs.runs):
-        if not (run.path / "recipe.toml").is_file():
-            run.write_beginning(_set_seed(recipe, seed), init)
+        if not run.recipe_path.is_file():
+            run.write_inputs(_set_seed(recipe, seed), init)
     return seed_runs
 
 
@@ -230,9 +230,9 @@ def _set_seed(recipe: Recipe, seed: int) -> Recipe:
 def _find_other_recipe(begun: SeedRuns, recipe: Recipe) -> str | None:
     """Describe the first run whose recipe differs from `recipe`, with the keys that differ; None if all agree."""
     for seed, run in enumerate(begun.runs):
-        if not (run.path / "recipe.toml").is_file():
+        if not run.recipe_path.is_file():
             continue  # not yet created
-        wanted, found = _set_seed(recipe, seed), run.recipe()
+        wanted, found = _set_seed(recipe, seed), run.read_recipe()
         if wanted != found:
             return f"{run.path} has another recipe ({_describe_differences(found, wanted)})"
     return None
@@ -251,7 +251,7 @@ def _require_same_init(begun: SeedRuns, init: Checkpoint | None) -> None:
     """Raise `ToolkitError` if existing runs start from other weights."""
     wanted = identify_checkpoint(init) if init else None
     for run in begun.runs:
-        if not (run.path / "recipe.toml").is_file():
+        if not run.recipe_path.is_file():
             continue  # not yet created
         found = identify_checkpoint(load_checkpoint(run.init)) if run.init.is_file() else None
         if found != wanted:

@@ -18,7 +18,7 @@ from toolkit.inference import Failure, Prediction
 from toolkit.inference.image import count_pixels
 from toolkit.inference.output_format import format_predictions
 from toolkit.serving.access_log import CLIENT_GONE, AccessLog
-from toolkit.serving.limits import Intake, Limits
+from toolkit.serving.limits import Intake, RequestLimits
 from toolkit.serving.metrics import Metrics
 from toolkit.serving.model import Picture, ServedModel
 from toolkit.serving.multipart import split_pictures
@@ -34,7 +34,7 @@ def create_app(
     model: ServedModel,
     *,
     threads: int,
-    limits: Limits = Limits(),  # noqa: B008  (frozen)
+    limits: RequestLimits = RequestLimits(),  # noqa: B008  (frozen)
     write_log: Callable[[str], object] | None = None,
 ) -> ASGIApp:
     """Build the application for an open model.
@@ -75,7 +75,7 @@ def create_app(
 class Endpoints:
     """The routes outside the V2 protocol."""
 
-    def __init__(self, model: ServedModel, limits: Limits, intake: Intake, metrics: Metrics) -> None:
+    def __init__(self, model: ServedModel, limits: RequestLimits, intake: Intake, metrics: Metrics) -> None:
         self._model = model
         self._limits = limits
         self._intake = intake
@@ -131,7 +131,7 @@ class Endpoints:
         return int(given)
 
 
-def _find_beyond(pictures: list[Picture], limits: Limits) -> dict[int, Failure]:
+def _find_beyond(pictures: list[Picture], limits: RequestLimits) -> dict[int, Failure]:
     """The pictures beyond the decoded pixels of one request, by their place; smaller ones after them may still fit."""
     beyond, total = {}, 0
     for place, picture in enumerate(pictures):

@@ -18,7 +18,7 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """The limits of one server process.
 
     Attributes:
@@ -49,7 +49,7 @@ class Intake:
     Requests are not batched: on a CPU, a batch of these networks takes at least as long per picture as one picture.
     """
 
-    def __init__(self, limits: Limits, *, threads: int) -> None:
+    def __init__(self, limits: RequestLimits, *, threads: int) -> None:
         self._limits = limits
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="serve")
         self._max_admitted = threads + limits.waiting

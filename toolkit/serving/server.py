@@ -19,7 +19,7 @@ from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import display
 from toolkit.inference import find_model
 from toolkit.serving.app import create_app
-from toolkit.serving.limits import Limits
+from toolkit.serving.limits import RequestLimits
 from toolkit.serving.metrics import FOLDER_VARIABLE
 from toolkit.serving.model import ModelCopy, ServedModel, copy_model, open_copy
 from toolkit.serving.protocol import GuardedProtocol
@@ -35,7 +35,7 @@ class WorkerApp:
 
     model: ModelCopy
     threads: int
-    limits: Limits
+    limits: RequestLimits
 
     def __call__(self) -> ASGIApp:
         warnings.simplefilter("ignore")  # Pillow's, about damaged pictures: each is answered with its own error
@@ -49,7 +49,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     workers: int = 1,
-    limits: Limits = Limits(),  # noqa: B008  (frozen)
+    limits: RequestLimits = RequestLimits(),  # noqa: B008  (frozen)
     announce: Callable[[str], None],
 ) -> None:
     """Serve the model until SIGTERM or SIGINT; then refuse connections, finish the accepted requests and return.

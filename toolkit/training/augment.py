@@ -74,10 +74,10 @@ def _interval(length: Tensor, position: Tensor, size: int) -> Tensor:
 
 
 def mixup(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Blend each image with a partner, by one weight a batch from Beta(alpha, alpha).
+    """Mix each image with a second one of the batch, by one weight per batch from Beta(alpha, alpha).
 
-    Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", arXiv:1710.09412. The partner is the image at
-    the mirrored place of the batch: the order is random already, so this is as good as another permutation.
+    Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", arXiv:1710.09412. The second
+    image is the one at the mirrored position in the batch: the order is random already, so any permutation will do.
 
     Args:
         images: float (B, 3, H, W).
@@ -85,7 +85,7 @@ def mixup(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor,
         alpha: above 0.
 
     Returns:
-        The blended images; the partners' labels; the weight of the images' own labels, float32 (), in [0, 1].
+        The mixed images; the labels of the second images; the weight of the first labels, float32 (), in [0, 1].
     """
     where = "cpu" if images.device.type == "mps" else images.device  # MPS has no such operator
     concentration = torch.full((), alpha, device=where)

@@ -183,6 +183,7 @@ class _Launcher:
         recipe = self._recipe(init)
         require_fitting(teacher, recipe, teacher.class_names if teacher else ())
         source = self._find_data()
+        self._suggest_init(source)
         recipe = self._fit_to_data(recipe, source)
         require_fitting(teacher, recipe, source.class_names)
         stem = f"{self._stem(recipe)}-seed{recipe.run.seed}"
@@ -205,6 +206,7 @@ class _Launcher:
         name = self.options.name or f"{self._stem(recipe)}-seeds"
         root = self.options.runs
         source = self._find_training_data(root / name / "seed0" / "last.pt")
+        self._suggest_init(source)
         recipe = self._fit_to_data(recipe, source)
         require_fitting(teacher, recipe, source.class_names)
         seed_runs = begin_seeds(recipe, seeds=seeds, source=source, name=name, root=root, teacher=teacher, init=init)
@@ -255,6 +257,12 @@ class _Launcher:
         self.note(f"Validation: {PICTURES_VAL_SIZE:.0%} of the training pictures; --val-size changes that")
         return recipe.replace({"run": {"val_size": PICTURES_VAL_SIZE}})
 
+    def _suggest_init(self, source: DataSource) -> None:
+        if source.name == PICTURES and self.options.init is None and self.options.recipe is None:
+            self.note(
+                "From random weights; --init shipped starts from trained ones: better for few pictures, and faster"
+            )
+
     def _record_location(self, run: RunFolder, source: DataSource) -> None:
         """Record where the pictures are, so that later commands find them without --data."""
         if source.name == PICTURES and source.folder is not None:
@@ -293,7 +301,7 @@ class _Launcher:
 
     def _resume_seeds(self, seed_runs: SeedRuns) -> str:
         options = self.options
-        recipe = str(seed_runs.runs[0].path / "recipe.toml")  # its own seed does not count
+        recipe = str(seed_runs.runs[0].recipe_path)  # its own seed does not count
         arguments = ["--seeds", str(seed_runs.n), "--recipe", recipe, "--name", seed_runs.path.name]
         arguments += ["--init", options.init] if options.init else []
         arguments += ["--teacher", options.teacher] if options.teacher else []
@@ -310,7 +318,9 @@ class _Launcher:
         resume_command: str | None = None,
     ) -> LaunchResult:
         """Train one run and show its progress."""
-        recipe, options = run.recipe(), self.options
+        recipe, options = run.read_recipe(), self.options
+        if source.name == PICTURES:
+            source.train()  # decodes the pictures before the display of the run is shown
         self.note(f"{'Resuming' if resume else 'Training'} {recipe.run.model} on {source.name}, in {run.path}")
         suggest_fast = not resume and source.name == "cifar10" and self._recipe_name == "reference"
         shown = self.display(recipe, epochs_done=len(run.read_metrics()), suggest_fast=suggest_fast)

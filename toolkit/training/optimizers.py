@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from toolkit.recipes.recipe import Recipe
 
 NEWTON_SCHULZ_STEPS = 5
-NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: the steepest slope at zero
+NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: chosen for a steep slope at zero
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -40,7 +40,7 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     learning_rate = torch.tensor(recipe.learning_rate, device=device)
     fused = device.type in ("cuda", "cpu")
     if recipe.optimizer == "Adam":
-        capturable = device.type == "cuda"  # SGD's fused kernel needs no such word
+        capturable = device.type == "cuda"  # SGD has no such option, and needs none
         betas = (recipe.momentum, 0.999)
         return torch.optim.Adam(groups, lr=learning_rate, betas=betas, fused=fused, capturable=capturable)
     return torch.optim.SGD(groups, lr=learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused)
@@ -70,8 +70,13 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient. `closure` must be None: losses are not evaluated anew."""
-        assert closure is None
+        """Update all parameters that have a gradient.
+
+        Raises:
+            ValueError: a closure was given; this optimizer does not evaluate the loss.
+        """
+        if closure is not None:
+            raise ValueError("Muon.step takes no closure: compute the loss and its gradients before the step")
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
@@ -82,7 +87,7 @@ class Muon(torch.optim.Optimizer):
             updates = self._with_nesterov_momentum(parameters, gradients, group["momentum"])
             if group["muon"]:
                 updates = orthogonalize_all(updates)
-                rescale_to_unit_rows(parameters)
+                normalize_weights(parameters)
             torch._foreach_mul_(updates, group["lr"])
             torch._foreach_sub_(parameters, updates)
 
@@ -100,8 +105,11 @@ class Muon(torch.optim.Optimizer):
         return list(torch._foreach_add(gradients, buffers, alpha=momentum))
 
 
-def rescale_to_unit_rows(weights: list[Tensor]) -> None:
-    """Scale each weight (out, in, k, k) in place to the norm sqrt(out), a root mean square of 1 per output channel."""
+def normalize_weights(weights: list[Tensor]) -> None:
+    """Scale each weight (out, in, k, k) in place to Frobenius norm sqrt(out).
+
+    The norms of the output channels then have a root mean square of 1.
+    """
     norms = torch._foreach_norm(weights)
     factors = torch._foreach_reciprocal(torch._foreach_maximum(norms, 1e-12))
     torch._foreach_mul_(factors, [math.sqrt(len(weight)) for weight in weights])
@@ -131,7 +139,8 @@ def orthogonalize_all(updates: list[Tensor]) -> list[Tensor]:
 def newton_schulz(matrices: Tensor) -> Tensor:
     """Move all singular values of each matrix near 1 by Newton-Schulz steps, keeping the singular vectors.
 
-    Five quintic steps leave singular values between about 0.7 and 1.2, from 1e-3 of the norm on (Jordan et al. 2024).
+    Five steps map singular values above about 1.5e-3 of the Frobenius norm to between 0.68 and 1.2; smaller ones end
+    lower. Source: Jordan et al. 2024.
 
     Args:
         matrices: float (B, M, N).
@@ -140,7 +149,7 @@ def newton_schulz(matrices: Tensor) -> Tensor:
         The same shape and dtype.
     """
     a, b, c = NEWTON_SCHULZ_COEFFICIENTS
-    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT  # the product with itself is then small
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT  # wide, so that the Gram matrix is small
     x: Tensor = wide / wide.norm(dim=(1, 2), keepdim=True).clamp(min=1e-12)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT  # (B, M, M)

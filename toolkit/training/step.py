@@ -39,10 +39,10 @@ class TrainingStep:
         recipe: augmentation and loss.
         images: the padded training images (`augment.pad`), uint8 (N, S, S, 3), on the device.
         labels: int64 (N,), on the device.
-        statistics: by which the images are normalized.
+        statistics: channel means and standard deviations that normalize the images.
         dtype: number format of the forward pass; weights and loss stay float32.
-        teacher: network in evaluation mode whose answers the recipe's distillation weight mixes into the loss; None
-            for none. It sees the same augmented images.
+        teacher: network in evaluation mode, run on the same augmented images. The loss includes the distillation loss
+            against its logits, with the recipe's distillation weight. None for no teacher.
         average: moving average of the network's weights, updated at each step; None for none.
         mode: "eager", or "graph" for steps captured as CUDA graphs. Batches that are not full are always eager.
         note: called with the reason if capturing turns out to be impossible; the steps are then eager.
@@ -79,7 +79,7 @@ class TrainingStep:
 
     @property
     def mode(self) -> StepMode:
-        """The effective mode of full batches, so far as has been tried: the requested one, or "eager"."""
+        """The effective mode of full batches: "eager" if capturing was not requested or has failed, else "graph"."""
         return "graph" if self._captured is not None and self._captured.can_record else "eager"
 
     def __call__(self, indices: Tensor, learning_rate: float, *, crop_size: int = 32) -> None:
@@ -99,7 +99,7 @@ class TrainingStep:
             group["lr"] = rate  # at each step, because a loaded optimizer state brings its own tensor, on the CPU
 
     def _update(self, indices: Tensor, crop_size: int) -> None:
-        """One whole step. Nothing here waits for the device or depends on its results, so it can be captured."""
+        """Run one step on a batch. Nothing here waits for the device or for its results, so it can be captured."""
         windows = crop_and_flip(
             self.images,
             indices,
@@ -108,35 +108,35 @@ class TrainingStep:
             horizontal_flip=self.augmentation.horizontal_flip,
         )
         images, labels = normalize(windows, statistics=self.statistics), self.labels[indices]
-        partners, weight = labels, torch.ones((), device=labels.device)
+        mixed_labels, label_weight = labels, torch.ones((), device=labels.device)
         if self.augmentation.random_erasing > 0:
             images = random_erasing(images, self.augmentation.random_erasing)
         if self.augmentation.mixup_alpha > 0:
-            images, partners, weight = mixup(images, labels, self.augmentation.mixup_alpha)
+            images, mixed_labels, label_weight = mixup(images, labels, self.augmentation.mixup_alpha)
         logits = self._logits(self.network, images)
-        loss = self._loss(logits, labels, partners, weight)
+        loss = self._loss(logits, labels, mixed_labels, label_weight)
         if self.teacher is not None:
-            share, temperature = self.recipe.distillation_weight, self.recipe.distillation_temperature
-            taught = distillation_loss(logits, self._teacher_logits(self.teacher, images), temperature)
-            loss = (1 - share) * loss + share * taught
+            weight, temperature = self.recipe.distillation_weight, self.recipe.distillation_temperature
+            teacher_loss = distillation_loss(logits, self._teacher_logits(self.teacher, images), temperature)
+            loss = (1 - weight) * loss + weight * teacher_loss
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         if self.average is not None:
             self.average.update()
-        self._count(loss.detach(), logits.detach(), labels, partners, weight)
+        self._count(loss.detach(), logits.detach(), labels, mixed_labels, label_weight)
 
-    def _loss(self, logits: Tensor, labels: Tensor, partners: Tensor, weight: Tensor) -> Tensor:
-        """Cross entropy with the labels, and under mixup with the partners' by their share."""
+    def _loss(self, logits: Tensor, labels: Tensor, mixed_labels: Tensor, label_weight: Tensor) -> Tensor:
+        """Compute the cross entropy with both labels of each image, weighted by mixup's weight. Float32 ()."""
         smoothing = self.recipe.label_smoothing
-        loss = weight * F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        if partners is not labels:
-            loss = loss + (1 - weight) * F.cross_entropy(logits, partners, label_smoothing=smoothing)
+        loss = label_weight * F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if mixed_labels is not labels:
+            loss = loss + (1 - label_weight) * F.cross_entropy(logits, mixed_labels, label_smoothing=smoothing)
         return loss
 
     def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
         """Float32 (B, K)."""
-        # A step uses each weight once, so autocast has no use for copies; and a captured graph must not refer to any.
+        # No cache of converted weights: a step uses each weight once, and a captured graph must not refer to the cache.
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False):
             logits: Tensor = network(images)
         return logits.float()
@@ -168,14 +168,15 @@ class TrainingStep:
         values = (*self.network.state_dict().values(), *averages, *optimizer, self._sums)
         return [value for value in values if isinstance(value, Tensor)]
 
-    def _count(self, loss: Tensor, logits: Tensor, labels: Tensor, partners: Tensor, weight: Tensor) -> None:
-        """Add the batch to the sums; under mixup a prediction counts by the share of its label in the image."""
+    def _count(self, loss: Tensor, logits: Tensor, labels: Tensor, mixed_labels: Tensor, label_weight: Tensor) -> None:
+        """Add the batch to the sums; under mixup a prediction counts as much as the weight of the label it matches."""
         predicted = logits.argmax(1)
-        right = weight * (predicted == labels).sum() + (1 - weight) * (predicted == partners).sum()
-        self._sums += torch.stack([loss * len(labels), right])
+        matches, mixed_matches = (predicted == labels).sum(), (predicted == mixed_labels).sum()
+        correct = label_weight * matches + (1 - label_weight) * mixed_matches
+        self._sums += torch.stack([loss * len(labels), correct])
 
     def take_sums(self) -> tuple[float, float]:
         """Sums over images since the last call: of the loss, and of correct predictions. Waits for the device."""
-        loss, right = self._sums.tolist()
+        loss, correct = self._sums.tolist()
         self._sums.zero_()
-        return loss, right
+        return loss, correct

@@ -58,9 +58,9 @@ class EpochRecord:
     Attributes:
         epoch: counted from 1.
         learning_rate: of the last step of the epoch.
-        train_loss: mean over the augmented images, each with the weights at its step; includes the teacher's share;
+        train_loss: mean over the augmented images, each with the weights at its step; includes the distillation loss;
             nats.
-        train_accuracy: as `train_loss`, in [0, 1]; under mixup a label counts by its share in the image.
+        train_accuracy: as `train_loss`, in [0, 1]; under mixup a prediction counts by the weight of its label.
         val_loss: after the epoch, without augmentation, of the averaged weights if the recipe averages them; None
             without validation images.
         val_accuracy: as `val_loss`, in [0, 1].
@@ -140,12 +140,25 @@ def train(
             mode=mode,
             note=note,
         )
-        epochs_done = trainer.resume() if resume else trainer.begin()
-        for epoch in range(epochs_done + 1, recipe.epochs + 1):
+        if resume:
+            trainer.resume()
+        else:
+            trainer.begin()
+        for epoch in range(trainer.epoch + 1, recipe.epochs + 1):
             if trainer.is_out_of_patience(epoch - 1):
                 break
             on_epoch(trainer.train_epoch(epoch, on_progress))
         return trainer.finish()
+
+
+@dataclass(frozen=True)
+class _FinalMetrics:
+    """Metrics of a finished run in float32: of the last weights, and of the best epoch's on the validation images."""
+
+    train: Metrics
+    last_validation: Metrics | None
+    best_validation: Metrics | None
+    best_epoch: int
 
 
 class _Trainer:
@@ -181,7 +194,7 @@ class _Trainer:
         self.statistics = _choose_statistics(source.name, self.train_images, init=init, teacher=teacher)
         self.model_args: dict[str, Any] = {"num_classes": len(self.class_names), "dropout_rate": recipe.dropout_rate}
         let_cudnn_choose(device)
-        self._seed(epoch=0)
+        self._seed_epoch(0)  # for the initial weights
         self.network: ResNet = build_model(recipe.run.model, **self.model_args)
         self.init_note = ""
         if init is not None:
@@ -190,8 +203,8 @@ class _Trainer:
             self.init_note = load_fitting_layers(self.network, init, self.class_names).describe(init)
         self._on_device(self.network)
         self.average = WeightAverage(self.network, recipe.ema_decay) if recipe.ema_decay > 0 else None
-        # The network that is validated and kept:
-        self.result: nn.Module = self.network if self.average is None else self.average.network
+        # The network that is validated and saved:
+        self.eval_network: nn.Module = self.network if self.average is None else self.average.network
         self.optimizer = make_optimizer(self.network, recipe)
         self.step = TrainingStep(
             self.network,
@@ -213,8 +226,8 @@ class _Trainer:
     def _on_device(self, network: ResNet) -> ResNet:
         return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
-    def begin(self) -> int:
-        """Write the initial network to disk, so that a run can be resumed from its very first epoch."""
+    def begin(self) -> None:
+        """Write the initial network to disk, so that a run can be resumed before its first epoch is complete."""
         if self.init_note:
             self.note(self.init_note)
         if self.recipe.batch_size > len(self.train_images):
@@ -223,13 +236,13 @@ class _Trainer:
                 "each epoch is one step"
             )
         save_checkpoint(self._checkpoint(0, None, with_training=True), self.run.last)
-        self.run.keep_metrics(0)  # a run that lost its last checkpoint may have some
-        return 0
+        self.run.truncate_metrics(0)  # a run that lost its last checkpoint may have some
 
-    def resume(self) -> int:
-        """Load the last completed epoch from disk; return its number."""
+    def resume(self) -> None:
+        """Load the state after the last completed epoch from disk."""
         if not os.path.lexists(self.run.last):  # stopped before there was anything to save
-            return self.begin()
+            self.begin()
+            return
         last = load_checkpoint(self.run.last)
         require_same_data(last.data, self.identity, what=f"the run {self.run.path}")
         self._require_same_recipe(Recipe.from_dict(last.recipe, where=str(self.run.last)))
@@ -249,14 +262,13 @@ class _Trainer:
             best = load_checkpoint(self.run.best)
             self.best_epoch = best.epoch
             self.best_val_accuracy = -math.inf if best.val_accuracy is None else best.val_accuracy
-        self.run.keep_metrics(last.epoch)
+        self.run.truncate_metrics(last.epoch)
         self.run.remove_leftovers()
         if (began_in := last.training.get("precision", self.precision)) != self.precision:
             self.note(
                 f"the run began in {shorten(str(began_in))} and resumes in {self.precision}: its weights will differ"
             )
         self.epoch = last.epoch
-        return last.epoch
 
     def _load_state(self, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
         """Load weights, averages and optimizer state. Raises `ToolkitError` if they do not fit."""
@@ -290,7 +302,7 @@ class _Trainer:
     def train_epoch(self, epoch: int, on_progress: Progress) -> EpochRecord:
         """Train and validate one epoch, and write metrics and checkpoints."""
         start, waiting_start = time.perf_counter(), waiting_seconds()
-        self._seed(epoch)
+        self._seed_epoch(epoch)
         rate = self._run_steps(epoch, on_progress)
         loss, correct = self.step.take_sums()
         step_seconds = time.perf_counter() - start
@@ -326,8 +338,8 @@ class _Trainer:
             self.noted_busy_cores = True
             self.note(text)
 
-    def _seed(self, epoch: int) -> None:
-        torch.manual_seed((self.recipe.run.seed << 20) + epoch)  # epoch 0: the initial weights
+    def _seed_epoch(self, epoch: int) -> None:
+        torch.manual_seed((self.recipe.run.seed << 20) + epoch)
 
     def _run_steps(self, epoch: int, on_progress: Progress) -> float:
         """Train on each image once, in random order; return the last learning rate."""
@@ -365,7 +377,7 @@ class _Trainer:
             data=self.identity,
             epoch=epoch,
             val_accuracy=val_accuracy,
-            weights=_plain_weights(self.result),
+            weights=_plain_weights(self.eval_network),
             training=training,
             teacher=self.teacher_identity,
             init=self.init_identity,
@@ -375,41 +387,56 @@ class _Trainer:
     def _measure(self, images: Images, dtype: torch.dtype) -> Metrics | None:
         if len(images) == 0:
             return None
-        logits = compute_logits(self.result, images.images, statistics=self.statistics, dtype=dtype)
+        logits = compute_logits(self.eval_network, images.images, statistics=self.statistics, dtype=dtype)
         return measure(logits, images.labels, self.class_names)
 
     def finish(self) -> dict[str, Any]:
-        """Measure the last and the best weights in float32, draw the pictures, write and return the summary."""
-        keys = {field.name for field in dataclasses.fields(EpochRecord)}
-        records = [record for record in self.run.read_metrics() if record.keys() >= keys]  # the file may be edited
-        train_metrics = self._measure(self.train_images, torch.float32)
+        """Measure the last and the best weights in float32, plot and summarize the run; return the summary."""
+        metrics = self._measure_last_and_best()
+        self._plot(metrics)
+        summary = self._summarize(metrics)
+        self.run.write_summary(summary)
+        return summary
+
+    def _measure_last_and_best(self) -> _FinalMetrics:
+        """Measure the current weights, then load those of the best epoch and measure them."""
+        train = self._measure(self.train_images, torch.float32)
+        assert train is not None  # there are always training images
         last_validation = self._measure(self.val_images, torch.float32)
         best = load_checkpoint(self.run.best)
-        self.result.load_state_dict(best.weights)
+        self.eval_network.load_state_dict(best.weights)
         best_validation = self._measure(self.val_images, torch.float32)
-        assert train_metrics is not None  # there are always training images
+        return _FinalMetrics(train, last_validation, best_validation, best.epoch)
+
+    def _plot(self, metrics: _FinalMetrics) -> None:
+        """Plot the curves of all epochs and the confusion matrix of the best one."""
         settings = self.recipe.run
         title = f"{settings.model} on {self.identity['name']}, {self.epoch} epochs, seed {settings.seed}"
+        keys = {field.name for field in dataclasses.fields(EpochRecord)}
+        records = [record for record in self.run.read_metrics() if record.keys() >= keys]  # the file may be edited
         if records:  # the file may have been removed
             plot_curves(records, self.run.path / "curves.png", title=title)
-        if best_validation is not None:
-            plot_confusion(best_validation, self.run.path / "confusion.png", title=f"{title}: validation")
-        gap = train_metrics.accuracy - last_validation.accuracy if last_validation else None
-        summary = {
+        if metrics.best_validation is not None:
+            plot_confusion(metrics.best_validation, self.run.path / "confusion.png", title=f"{title}: validation")
+
+    def _summarize(self, metrics: _FinalMetrics) -> dict[str, Any]:
+        """Build the contents of `summary.json`."""
+        train, last, best = metrics.train, metrics.last_validation, metrics.best_validation
+        return {
             "model": self.recipe.run.model,
             "parameters": sum(p.numel() for p in self.network.parameters()),
             "seed": self.recipe.run.seed,
             "epochs": self.epoch,
             "train_images": len(self.train_images),
             "val_images": len(self.val_images),
-            "best": {"epoch": best.epoch, "validation": best_validation.as_dict() if best_validation else None},
+            "best": {"epoch": metrics.best_epoch, "validation": best.as_dict() if best else None},
             "last": {
-                "train_accuracy": train_metrics.accuracy,
-                "train_loss": train_metrics.loss,
-                "val_accuracy": last_validation.accuracy if last_validation else None,
-                "val_macro_accuracy": last_validation.macro_accuracy if last_validation else None,
-                "val_loss": last_validation.loss if last_validation else None,
-                "generalisation_gap": gap,
+                "train_accuracy": train.accuracy,
+                "train_loss": train.loss,
+                "val_accuracy": last.accuracy if last else None,
+                "val_macro_accuracy": last.macro_accuracy if last else None,
+                "val_loss": last.loss if last else None,
+                "generalisation_gap": train.accuracy - last.accuracy if last else None,
             },
             "training_seconds": self.seconds,
             "device": device_name(self.device),
@@ -423,8 +450,6 @@ class _Trainer:
             "libraries": library_versions(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        self.run.write_summary(summary)
-        return summary
 
 
 def _choose_statistics(

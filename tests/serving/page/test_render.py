@@ -167,5 +167,5 @@ def test_command_without_a_model_leaves_the_old_page(cifar, tmp_path):
     (tmp_path / "page.html").write_text("old")
     done = cifar("page", tmp_path / "page.html", "--model", tmp_path / "missing.onnx")
     assert done.returncode == 1
-    assert "missing.onnx: cannot be opened" in done.stderr
+    assert "missing.onnx cannot be opened" in done.stderr
     assert (tmp_path / "page.html").read_text() == "old"

@@ -20,13 +20,13 @@ class PageModel:
 
     Attributes:
         content: the ONNX file.
-        input_form: of its input, as in `Session.input_form`.
+        input_format: of its input, as in `Session.input_format`.
         class_names: in the order of its outputs.
         metadata: the file's properties under `cifar.`, without that prefix; untrusted, shown as text only.
     """
 
     content: bytes
-    input_form: str
+    input_format: str
     class_names: tuple[str, ...]
     metadata: Mapping[str, str]
 
@@ -37,7 +37,7 @@ class PageModel:
         Raises:
             ToolkitError: the file cannot be read.
         """
-        return cls(read_model(session.path), session.input_form, session.class_names, session.metadata)
+        return cls(read_model(session.path), session.input_format, session.class_names, session.metadata)
 
     @property
     def sha256(self) -> str:

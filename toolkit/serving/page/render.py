@@ -108,7 +108,7 @@ def _page_data(model: PageModel, mode: Mode) -> dict[str, Any]:
     return {
         "mode": mode,
         "version": __version__,
-        "input": model.input_form,
+        "input": model.input_format,
         "classes": model.class_names,
         "figures": model.figures(),
         "checks": model.checks(),
