@@ -92,7 +92,9 @@ def split_riff(content: bytes) -> list[bytes]:
 
 def split_boxes(content: bytes) -> list[bytes]:
     """ISO base media boxes, those inside `meta` and below singly."""
-    return split_at_markers(rb".{4}(?:meta|hdlr|pitm|iloc|iinf|infe|iprp|ipco|ispe|pixi|av1C|colr|ipma|mdat)")(content)
+    return split_at_markers(
+        rb".{4}(?:meta|hdlr|pitm|iloc|iinf|infe|iprp|ipco|ispe|pixi|av1C|colr|ipma|iref|mdat|moov|trak|tkhd|stbl|stsz|stsc|stco)"
+    )(content)
 
 
 def split_evenly(head: int, width: int) -> Callable[[bytes], list[bytes]]:
@@ -134,7 +136,9 @@ def _seeds(kind: str) -> list[bytes]:
         "TIFF": lambda: [encoded(image, "TIFF", compression=compression) for image, compression in (
             (small, "raw"), (small, "tiff_lzw"), (gray, "tiff_adobe_deflate"), (small, "jpeg"), (small, "packbits"),
             (gray.convert("1"), "group4"), (gray.convert("1"), "group3"), (gray.convert("I;16"), "raw"))],
-        "AVIF": lambda: [encoded(small, "AVIF", exif=exif), encoded(alpha, "AVIF"), encoded(gray, "AVIF")],
+        "AVIF": lambda: [encoded(small, "AVIF", exif=exif), encoded(alpha, "AVIF"), encoded(gray, "AVIF"),
+                         encoded(small, "AVIF", **frames),
+                         encoded(alpha, "AVIF", save_all=True, append_images=[alpha])],
         "PPM": lambda: [encoded(small, "PPM"), encoded(gray, "PPM"), b"P3 3 2 255\n" + b"1 2 3 " * 6,
                         b"P1\n4 4\n" + b"1 0 " * 8, b"P6 4 4 99\n" + bytes(48)],
     }[kind]()  # fmt: skip

@@ -22,7 +22,14 @@ from toolkit.serving.protocol import GuardedProtocol
 
 PNG = {"content-type": "image/png"}
 LIMITS = RequestLimits(
-    body_bytes=100_000, tensor_bytes=50_000, pictures=3, pixels=10_000, body_seconds=0.5, waiting=1, held_bytes=250_000
+    body_bytes=100_000,
+    tensor_bytes=50_000,
+    pictures=3,
+    pixels=10_000,
+    total_pixels=25_000,
+    body_seconds=0.5,
+    waiting=1,
+    held_bytes=250_000,
 )
 
 
@@ -124,6 +131,26 @@ def test_a_picture_with_more_pixels_than_allowed_is_422(small: Address) -> None:
     response = httpx.post(f"{small.url}/predict", files=[("p", ("a", at_limit)), ("p", ("b", beyond))])
     assert response.status_code == 200
     assert [set(result) & {"label", "error"} for result in response.json()] == [{"label"}, {"error"}]
+
+
+def test_pictures_with_more_pixels_in_total_than_allowed_are_an_error_each(small: Address) -> None:
+    large, medium = picture(size=(100, 100)), picture(size=(50, 100))
+    form = [("p", (name, content)) for name, content in (("a", large), ("b", large), ("c", medium))]
+    assert [set(result) & {"label", "error"} for result in post_form(small, form)] == [{"label"}] * 3
+    form[2] = ("p", ("c", picture(size=(51, 100))))
+    results = post_form(small, form)
+    assert [set(result) & {"label", "error"} for result in results] == [{"label"}, {"label"}, {"error"}]
+    assert results[2] == {
+        "path": "c",
+        "error": "c: the pictures of this request have more than 25,000 pixels in total, the limit; "
+        "send this one in another request",
+    }
+
+
+def post_form(address: Address, form: list[tuple[str, tuple[str, bytes]]]) -> list[dict[str, object]]:
+    response = httpx.post(f"{address.url}/predict", files=form)
+    assert response.status_code == 200
+    return response.json()  # type: ignore[no-any-return]
 
 
 def chunk_of_png(kind: bytes, content: bytes) -> bytes:

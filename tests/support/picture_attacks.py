@@ -128,11 +128,64 @@ def bmp_of_runs(side: int) -> bytes:
     return header + bytes(1024) + b"\xff\x07" * (side * side // 255 + 1)
 
 
-def avif_of(width: int, height: int) -> bytes:
-    """An AVIF file whose properties declare another size than its pixels have."""
-    content = encoded(plain(), "AVIF")
+def avif_of(width: int, height: int, content: bytes | None = None) -> bytes:
+    """An AVIF file whose property declares another size than its pixels have."""
+    content = content or encoded(plain(), "AVIF")
     place = content.index(b"ispe") + 8
     return content[:place] + struct.pack(">II", width, height) + content[place + 8 :]
+
+
+def _avif_location(content: bytes, item: int) -> int:
+    """The place of the offset and length of an item's data, as libavif writes `iloc`."""
+    return content.index(b"iloc") + 12 + 14 * (item - 1) + 6
+
+
+def avif_data(content: bytes, item: int = 1) -> bytes:
+    offset, length = struct.unpack_from(">II", content, _avif_location(content, item))
+    return content[offset : offset + length]
+
+
+def with_avif_data(content: bytes, data: bytes, item: int = 1) -> bytes:
+    """Replace the AV1 data of an item: 1 is the color, 2 the alpha."""
+    place = _avif_location(content, item)
+    location = struct.pack(">II", len(content) + 8, len(data))
+    return content[:place] + location + content[place + 8 :] + struct.pack(">I4s", len(data) + 8, b"mdat") + data
+
+
+def lying_avif(item: int = 1, side: int = 2000) -> bytes:
+    """An AVIF file of 40 x 40 pixels, but the color or the alpha has many more."""
+    large = encoded(plain(side, side), "AVIF", speed=10)
+    return with_avif_data(encoded(noise(40, 40, 4), "AVIF"), avif_data(large), item)
+
+
+def lying_avif_animation() -> bytes:
+    """As `lying_avif`, but in the track: the image beside it has the declared size."""
+    large = encoded(plain(2000, 2000), "AVIF", speed=10, save_all=True, append_images=[plain(2000, 2000)])
+    return with_avif_data(avif_of(40, 40, large), avif_data(encoded(plain(40, 40), "AVIF")))
+
+
+def avif_in_pieces(content: bytes) -> bytes:
+    """An AVIF file of one item, whose data is cut in the middle of its sequence header."""
+    place = _avif_location(content, 1) - 2
+    offset, length = struct.unpack_from(">II", content, place + 2)
+    pieces = struct.pack(">HIIII", 2, offset + 8, 6, offset + 14, length - 6)
+    content = content[:place] + pieces + content[place + 10 :]
+    for box in (b"iloc", b"meta"):
+        start = content.index(box) - 4
+        size = int.from_bytes(content[start : start + 4]) + 8
+        content = content[:start] + struct.pack(">I", size) + content[start + 4 :]
+    return content
+
+
+def avif_of_frames(count: int) -> bytes:
+    content = encoded(plain(), "AVIF")
+    return with_avif_data(content, avif_data(content) * count)
+
+
+def avif_without_header() -> bytes:
+    content = encoded(plain(), "AVIF")
+    data = avif_data(content)  # temporal delimiter, sequence header, frame
+    return with_avif_data(content, data[4 + data[3] :])
 
 
 # name -> the file, and words of the message that refuses it
@@ -185,6 +238,15 @@ ATTACKS: dict[str, tuple[Callable[[], bytes], str]] = {
     "PPM: 20 MB of blanks": (lambda: b"P6" + b" " * 20_000_000 + b"1 1 255\nabc", "header"),
     "PPM: comments in the text": (lambda: b"P3 1000 1000 255\n" + b"#\n" * 10**6, "comments"),
     "AVIF: 60,000 x 60,000": (lambda: avif_of(60_000, 60_000), "pixels; the limit is"),
+    "AVIF: color of 2,000 x 2,000 in 40 x 40": (lying_avif, "2000 x 2000 pixels, and it declares 40 x 40"),
+    "AVIF: alpha of 2,000 x 2,000 in 40 x 40": (lambda: lying_avif(2), "2000 x 2000 pixels, and it declares 40 x 40"),
+    "AVIF: frames of 2,000 x 2,000 in 40 x 40": (lying_avif_animation, "2000 x 2000 pixels, and it declares 40 x 40"),
+    "AVIF: data in two pieces": (
+        lambda: avif_in_pieces(avif_of(16, 16, encoded(plain(64, 64), "AVIF"))), "64 x 64 pixels, and it declares 16"),
+    "AVIF: 50 frames in one": (lambda: avif_of_frames(50), "51,200 pixels in total"),
+    "AVIF: 5,000 frames in one": (lambda: avif_of_frames(5000), "more than 256 units"),
+    "AVIF: a frame before its header": (avif_without_header, "its pixels come before its size"),
+    "AVIF: data beyond the end": (lambda: encoded(plain(), "AVIF")[:-1], "beyond the end of the file"),
     "ICO: a PNG of 13,300 x 13,300": (lambda: ico(13_300), "ICO files are not decoded; convert"),
     "FITS, gzipped": (fits, "not a picture in a known format"),
     "FITS": (lambda: gzip.decompress(fits()), "FITS files are not decoded; convert"),

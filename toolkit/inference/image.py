@@ -9,7 +9,6 @@ import importlib
 import io
 import math
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import BinaryIO
@@ -39,10 +38,6 @@ _LARGE_BYTES = 8 * 2**20
 _RESIZED_BYTES = 8  # per pixel, of a picture that is resized
 _WHOLE_BYTES = 12  # per pixel, of a picture that keeps its size
 _SMALL_MEMORY = 2**20  # not counted, because counting takes time
-
-# The pixels inside an AVIF file may be many more than it declares (libavif takes up to 2**28), so its memory is not
-# known beforehand, and one is decoded at a time. The decoder has threads of its own.
-_avif_turn = threading.Lock()
 
 # Above this, pictures are decoded by one process alone.
 LARGE_PIXELS = 2**24
@@ -117,6 +112,16 @@ def _read(
             return _decode(_contents(file, name, size), name, max_pixels, resize=resize, reserve=False)
 
 
+def count_pixels(content: bytes) -> int:
+    """The pixels that a picture's headers declare; 0 where the file is refused. Nothing is decoded."""
+    try:
+        with _convert_errors("the picture"):
+            structure = examine(content)
+    except ToolkitError:
+        return 0
+    return structure.width * structure.height
+
+
 def prepare(image: Image.Image) -> NDArray[np.uint8]:
     """Convert a Pillow image of any mode and size to uint8 `(32, 32, 3)`, RGB, by the picture rule.
 
@@ -173,7 +178,6 @@ def _decode(
         counted = reserve and memory > _SMALL_MEMORY
         with (
             _memory.reserve(memory) if counted else nullcontext(),
-            _avif_turn if structure.format == "AVIF" else nullcontext(),
             _open(content, structure.format) as image,
         ):
             if image.width * image.height > size[0] * size[1]:

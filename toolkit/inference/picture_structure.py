@@ -10,6 +10,8 @@ import struct
 from collections.abc import Callable
 
 from toolkit.errors import ToolkitError
+from toolkit.inference.avif_structure import BRANDS as AVIF_BRANDS
+from toolkit.inference.avif_structure import examine_avif
 from toolkit.inference.ifd import check_cost
 from toolkit.inference.jpeg_structure import examine_jpeg
 from toolkit.inference.structure import Structure, refuse, require
@@ -52,8 +54,6 @@ _MAX_PNG_BYTES = 2**29
 _SLOW_PIXELS = 2**20
 _MAX_SLOW_BYTES = 16 * 2**20
 
-_AVIF_BRANDS = {b"avif", b"avis", b"mif1", b"msf1"}
-
 
 def examine(content: bytes) -> Structure:
     """Examine a picture file, without decoding it.
@@ -64,8 +64,8 @@ def examine(content: bytes) -> Structure:
     for magic, examine_format in _EXAMINERS.items():
         if content.startswith(magic):
             return examine_format(content)
-    if content[4:8] == b"ftyp" and content[8:12] in _AVIF_BRANDS:
-        return _examine_avif(content)
+    if content[4:8] == b"ftyp" and content[8:12] in AVIF_BRANDS:
+        return examine_avif(content)
     for magic, name in _OTHERS.items():
         if content.startswith(magic):
             raise ToolkitError(f"{name} files are not decoded; convert the picture to PNG or JPEG")
@@ -170,23 +170,6 @@ def _examine_webp(content: bytes) -> Structure:
         length = int.from_bytes(content[place + 4 : place + 8], "little")
         place += 8 + length + (length & 1)
     return Structure("WEBP", width, height, width * height * 16)
-
-
-def _examine_avif(content: bytes) -> Structure:
-    """The largest size among the properties of the images in it (ISO/IEC 23008-12, `ispe`)."""
-    sizes = [
-        struct.unpack_from(">II", content, found.end())
-        for found in re.finditer(rb"ispe\0\0\0\0", content)
-        if found.end() + 8 <= len(content)
-    ]
-    require(0 < len(sizes) <= _MAX_OTHER_CHUNKS, "it does not say its size")
-    for number, found in enumerate(
-        re.finditer(rb"II\x2a\0|MM\0\x2a|MM\x2a\0|II\0\x2a|II\x2b\0|MM\0\x2b", content)
-    ):  # EXIF
-        require(number < 8, "it has several EXIF blocks")
-        check_cost(content[found.start() :])
-    width, height = max(sizes, key=lambda size: size[0] * size[1])
-    return Structure("AVIF", width, height, width * height * 18)
 
 
 _EXAMINERS: dict[bytes, Callable[[bytes], Structure]] = {

@@ -13,8 +13,9 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from toolkit.files import as_text
+from toolkit.files import as_text, display
 from toolkit.inference import Failure, Prediction
+from toolkit.inference.image import count_pixels
 from toolkit.inference.output_format import format_predictions
 from toolkit.serving.access_log import CLIENT_GONE, AccessLog
 from toolkit.serving.limits import Intake, RequestLimits
@@ -109,11 +110,18 @@ class Endpoints:
 
     async def _classify(self, pictures: list[Picture], top: int) -> list[Prediction | Failure]:
         """Classify each picture as its own job, so that a request with many pictures does not occupy all threads."""
-        jobs = (
-            self._intake.run(self._model.predict, picture, top=top, max_pixels=self._limits.pixels)
-            for picture in pictures
+        if len(pictures) == 1:
+            return [await self._predict(pictures[0], top)]
+        beyond = await self._intake.run(_find_beyond, pictures, self._limits)
+        predicted = iter(
+            await asyncio.gather(
+                *(self._predict(picture, top) for place, picture in enumerate(pictures) if place not in beyond)
+            )
         )
-        return [await next(jobs)] if len(pictures) == 1 else await asyncio.gather(*jobs)
+        return [beyond[place] if place in beyond else next(predicted) for place in range(len(pictures))]
+
+    async def _predict(self, picture: Picture, top: int) -> Prediction | Failure:
+        return await self._intake.run(self._model.predict, picture, top=top, max_pixels=self._limits.pixels)
 
     def _requested_top(self, request: Request) -> int:
         given = request.query_params.get("top", "1") if request.scope["query_string"] else "1"
@@ -121,6 +129,24 @@ class Endpoints:
         if not (given.isascii() and given.isdecimal() and len(given) < 10 and 1 <= int(given) <= classes):
             raise HTTPException(400, f"top must be a whole number between 1 and {classes}, the number of classes")
         return int(given)
+
+
+def _find_beyond(pictures: list[Picture], limits: RequestLimits) -> dict[int, Failure]:
+    """The pictures beyond the decoded pixels of one request, by their place; smaller ones after them may still fit."""
+    beyond, total = {}, 0
+    for place, picture in enumerate(pictures):
+        pixels = count_pixels(picture.content)
+        if pixels > limits.pixels:  # refused singly
+            continue
+        if total + pixels > limits.total_pixels:
+            beyond[place] = Failure(
+                picture.name,
+                f"{display(picture.name) or 'the picture'}: the pictures of this request have more than "
+                f"{limits.total_pixels:,} pixels in total, the limit; send this one in another request",
+            )
+        else:
+            total += pixels
+    return beyond
 
 
 def _check_content_type(request: Request) -> str:

@@ -26,6 +26,7 @@ class RequestLimits:
         tensor_bytes: body of an inference request (V2), four times what `pictures` images take as JSON; 413.
         pictures: pictures in one request, or images in one tensor; 413.
         pixels: decoded pixels of one picture; an error for that picture, or 422 if it is the only one.
+        total_pixels: decoded pixels of the pictures in one request; an error for each picture beyond.
         body_seconds: from the end of the head to the end of the body; 408.
         waiting: requests that wait for a thread; 503 with Retry-After.
         held_bytes: bodies in memory at once, of all requests (the pictures of a form are copied, which can double it);
@@ -36,6 +37,7 @@ class RequestLimits:
     tensor_bytes: int = 4 * 2**20
     pictures: int = 64
     pixels: int = 50_000_000  # decoded one at a time above 16 million: at most 0.6 GB, transparency included
+    total_pixels: int = 150_000_000
     body_seconds: float = 30
     waiting: int = 512
     held_bytes: int = 256 * 2**20

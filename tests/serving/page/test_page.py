@@ -385,7 +385,7 @@ def test_page_of_a_server_asks_it(browser, server, picture, tmp_path):
     (expected,) = Classifier(SHIPPED_MODEL, provider="cpu").predict(picture, top=5)
     assert good.top == [(label, pytest.approx(probability, abs=1e-6)) for label, probability in expected.top]
     assert bad.error == (
-        "is not a picture in a known format (PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF, PPM); convert it to PNG or JPEG"
+        "not a picture in a known format (PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF, PPM); convert it to PNG or JPEG"
     )
     assert posted == [
         ("/predict?top=5", "application/octet-stream", path.read_bytes()) for path in (picture, tmp_path / "notes.txt")
