@@ -12,16 +12,7 @@ import typer
 
 from toolkit import command_line, options
 from toolkit.bench.commands import bench
-from toolkit.command_line import (
-    note,
-    print_error,
-    print_result,
-    print_version,
-    recipe_flags,
-    run_app,
-    skip_cleanup,
-    start_collection,
-)
+from toolkit.command_line import note, print_error, print_result, print_version, recipe_flags, run_app
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import as_text, display
 from toolkit.recipes.recipe import recipe_from_flags
@@ -131,9 +122,13 @@ def evaluate(
             plot=plot,
             **callbacks,
         )
-
-    text = seeds_metrics_lines(result) if isinstance(result, SeedsMetrics) else metrics_lines(result.metrics)
-    print_result(result.as_dict(), lambda: text, as_json=json_output)
+    if isinstance(result, SeedsMetrics):
+        print_result(result.as_dict(), lambda: seeds_metrics_lines(result), as_json=json_output)
+        return
+    print_result(result.as_dict(), lambda: metrics_lines(result.metrics), as_json=json_output)
+    if plot is not None:
+        result.plot(plot)
+        note(f"Confusion matrix: {plot}")
 
 
 @command
@@ -162,7 +157,7 @@ def export(
 
     if run is not None and checkpoint is not None:
         raise UsageError("give --run or --checkpoint, not both")
-    if output.is_dir() or str(output).endswith(("/", os.sep)):
+    if os.path.isdir(output) or str(output).endswith(("/", os.sep)):
         output = output / "model.onnx"
     path = checkpoint or find_checkpoint(run, data=name_of_data(data), root=runs, note=note)
     note(f"Exporting {path}")
@@ -225,9 +220,7 @@ def run_gate(
 
 @functools.partial(command, starts_collection=True)
 def predict(
-    paths: Annotated[
-        list[str], typer.Argument(help="Files, folders, globs, or - for standard input.", metavar="PATH...")
-    ],
+    paths: options.PicturePaths,
     model: options.Model = None,
     top: Annotated[int, typer.Option(help="Number of classes to print.", min=1)] = 1,
     format: options.Format = None,
@@ -251,9 +244,8 @@ def predict(
     if out is not None and (plot is not None or provider not in ("auto", "cpu")):
         raise UsageError("--out allows neither --plot nor a --provider other than cpu: leave them out")
     if out is not None:
-        settings = {"model": model, "format": format or "csv", "top": top, "batch_size": batch_size}
-        start_collection()
-        predict_parts(paths, out, on=on or "local", **settings)
+        command_line.start_collection()
+        predict_parts(paths, out, on=on or "local", model=model, format=format or "csv", top=top, batch_size=batch_size)
         return
     if plot is not None:
         from toolkit.evaluation.plots import require_plottable
@@ -262,7 +254,7 @@ def predict(
     warnings.simplefilter("ignore")  # Pillow's, about damaged EXIF and large pictures: failures are reported per file
     classifier = Classifier(model, provider=provider)
     session = classifier.session
-    start_collection()
+    command_line.start_collection()
     note(f"Model: {display(session.path)}, {session.note or f'running on {session.provider}'}")
     failures, drawn = 0, []
 
@@ -279,7 +271,7 @@ def predict(
     for line in format_predictions(predictions(), format or "table", top=top):
         typer.echo(line)
     if plot is None:
-        skip_cleanup()  # NumPy, Pillow and ONNX Runtime need none; matplotlib does
+        command_line.skip_cleanup()  # NumPy, Pillow and ONNX Runtime need none; matplotlib does
     elif drawn:
         from toolkit.evaluation.plots import plot_predictions
 
@@ -329,11 +321,8 @@ def page(
 
     written = write_page(output, model)
     values = {"path": as_text(written.path), "bytes": written.size, "model_sha256": written.model_sha256}
-    print_result(
-        values,
-        lambda: f"{display(written.path)}: {written.size / 1e6:.1f} MB; open it in a browser",
-        as_json=json_output,
-    )
+    text = f"{display(written.path)}: {written.size / 1e6:.1f} MB; open it in a browser"
+    print_result(values, lambda: text, as_json=json_output)
 
 
 @command
@@ -352,9 +341,7 @@ def data(
     data: options.Data = None,
     skip_damaged: options.SkipDamaged = False,
     fetch: Annotated[bool, typer.Option("--fetch", help="Download CIFAR-10 or CIFAR-100 if missing.")] = False,
-    sheet: Annotated[
-        Path | None, typer.Option(help="Draw training pictures of each class, as the network sees them, as a PNG file.")
-    ] = None,
+    sheet: options.ContactSheet = None,
     samples: Annotated[Path | None, typer.Option(help="Write sample pictures into this folder.")] = None,
     per_class: Annotated[int, typer.Option(help="Sample pictures of each class.", min=1)] = 1,
     json_output: options.Json = False,

@@ -93,3 +93,9 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", help="Write results as part files into this folder; repeat the command to resume."),
 ]
+ContactSheet = Annotated[
+    Path | None, typer.Option(help="Draw training pictures of each class, as the network sees them, as a PNG file.")
+]
+PicturePaths = Annotated[
+    list[str], typer.Argument(help="Files, folders, globs, or - for standard input.", metavar="PATH...")
+]

@@ -29,6 +29,12 @@ class FileMetrics:
         """Plain values, for JSON."""
         return {"file": as_text(self.path)} | self.metrics.as_dict()
 
+    def plot(self, path: Path) -> None:
+        """Draw the confusion matrix as a PNG file. Raises `ToolkitError` if it cannot be written."""
+        from toolkit.evaluation.plots import plot_confusion  # imports Matplotlib
+
+        plot_confusion(self.metrics, path, title=f"{self.path.name}: test set")
+
 
 def evaluate_target(
     target: str | None = None,
@@ -49,7 +55,7 @@ def evaluate_target(
         data, skip_damaged, data_callbacks: as `find_training_data` takes them.
         runs: the folder of runs.
         provider, device: as `load_model` takes them.
-        plot: PNG file for the confusion matrix of one model.
+        plot: PNG file that the caller will draw with `FileMetrics.plot`; checked before any work.
         note: called with one line for each decision made for the user.
 
     Raises:
@@ -74,10 +80,4 @@ def evaluate_target(
     model = load_model(path, provider=provider, device=device)
     source = find(read_data_identity(model), model=path)
     note(f"Evaluating {path} on the test set of {source.name}")
-    metrics = evaluate(model, source=source, device=device)
-    if plot is not None:
-        from toolkit.evaluation.plots import plot_confusion  # imports Matplotlib
-
-        plot_confusion(metrics, plot, title=f"{path.name}: test set")
-        note(f"Confusion matrix: {plot}")
-    return FileMetrics(path, metrics)
+    return FileMetrics(path, evaluate(model, source=source, device=device))
