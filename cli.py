@@ -14,7 +14,7 @@ from toolkit import command_line, options
 from toolkit.bench.commands import bench
 from toolkit.command_line import note, print_error, print_result, print_version, recipe_flags, run_app
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.files import as_text, display
+from toolkit.files import as_text, display, require_writable
 from toolkit.recipes.recipe import recipe_from_flags
 
 app = typer.Typer(
@@ -159,6 +159,7 @@ def export(
         raise UsageError("give --run or --checkpoint, not both")
     if os.path.isdir(output) or str(output).endswith(("/", os.sep)):
         output = output / "model.onnx"
+    require_writable(output)
     path = checkpoint or find_checkpoint(run, data=name_of_data(data), root=runs, note=note)
     note(f"Exporting {path}")
     export_model = functools.partial(
