@@ -133,7 +133,8 @@ def test_checkpoints_of_odd_values(tmp_path: Path, changes: list[tuple[tuple[Any
         try:
             for name in place[:-1]:
                 part = part[name]
-            part[place[-1]] = value
+            if not isinstance(part, torch.Tensor):  # another change put it there; torch deprecates odd indices of one
+                part[place[-1]] = value
         except (TypeError, IndexError, KeyError, RuntimeError):  # another change was there before
             continue
     path = tmp_path / "best.pt"

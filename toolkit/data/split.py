@@ -20,7 +20,8 @@ def split_images(images: Images, val_size: float) -> tuple[Images, Images]:
 
     Raises `UsageError` as `split` does.
     """
-    digests = [sha256(image.data).digest() for image in images.images.cpu().contiguous().numpy()]
+    pixels = images.images.cpu().contiguous().numpy()
+    digests = [sha256(image.data).digest() for image in pixels] if val_size else None
     train_indices, val_indices = split(images.labels, val_size, seed=SPLIT_SEED, digests=digests)
     return images.take(train_indices), images.take(val_indices)
 
