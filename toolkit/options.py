@@ -50,10 +50,6 @@ Init = Annotated[
         "--init", help="Run or checkpoint with the initial weights, or `shipped`. The default recipe is then finetune."
     ),
 ]
-Teacher = Annotated[
-    str | None,
-    typer.Option("--teacher", help="Run or checkpoint to distill from; needs --distillation-weight."),
-]
 Seeds = Annotated[
     int | None, typer.Option("--seeds", help="Train seeds 0 to N-1; repeat the command to resume.", min=1, metavar="N")
 ]

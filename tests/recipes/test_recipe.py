@@ -34,6 +34,15 @@ def test_the_designs_own_file_is_the_preset_reference(tmp_path):
     assert (recipe.lr_schedule, recipe.epochs, recipe.data_augmentation.mixup_alpha) == ("cosine_annealing", 150, 0.2)
 
 
+def test_keys_of_earlier_versions_are_ignored_where_they_were_not_used():
+    unused = {"ema_decay": 0.0, "distillation_temperature": 4.0, "data_augmentation": {"random_erasing": 0.0}}
+    assert Recipe.from_dict({"epochs": 3, **unused}) == Recipe.from_dict({"epochs": 3})
+    with pytest.raises(UsageError, match=r"unknown key 'ema_decay' \(removed from this version\); the keys are"):
+        Recipe.from_dict({"ema_decay": 0.999})
+    with pytest.raises(UsageError, match="unknown key 'anything'"):
+        Recipe.from_dict({"anything": None})
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_come_back_from_their_own_toml(name, tmp_path):
     recipe = load_recipe(name)

@@ -12,7 +12,6 @@ from tests.support.training import interrupt_after, run_all, same_weights, train
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.evaluation.evaluate import evaluate, evaluate_seeds
 from toolkit.recipes.recipe import Recipe
-from toolkit.runs.checkpoint import identify_checkpoint, load_checkpoint
 from toolkit.runs.folder import create_run, find_newest_finished_run, open_run
 from toolkit.runs.seeds import begin_seeds, find_seeds, open_seeds, spread
 
@@ -155,18 +154,6 @@ def test_other_data_are_refused(tmp_path, source, short):
     train_epochs(together.runs[0], source)
     with pytest.raises(ToolkitError, match="was trained on"):
         begin_seeds(short, seeds=2, source=colored_source(train=210), name="x", root=tmp_path)
-
-
-def test_seeds_learn_from_one_teacher_which_the_summary_names(tmp_path, source, short, trained):
-    teacher, another = (load_checkpoint(run.last) for run in trained.runs[:2])
-    taught = short.replace({"distillation_weight": 0.5})
-    together = begin_seeds(taught, seeds=2, source=source, name="x", root=tmp_path, teacher=teacher)
-    train_epochs(together.runs[0], source, teacher=teacher)
-    for other in (None, another):
-        with pytest.raises(ToolkitError, match="seed0 has another teacher"):
-            begin_seeds(taught, seeds=2, source=source, name="x", root=tmp_path, teacher=other)
-    together = begin_seeds(taught, seeds=2, source=source, name="x", root=tmp_path, teacher=teacher)
-    assert train_rest(together, source, teacher=teacher)["teacher"] == identify_checkpoint(teacher)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from torchvision.transforms import functional as tv
 
 from toolkit.data.channels import normalize
 from toolkit.data.cifar import MEAN, STD
-from toolkit.training.augment import crop_and_flip, mixup, pad, random_erasing
+from toolkit.training.augment import crop_and_flip, mixup, pad
 
 
 def random_images(count: int) -> torch.Tensor:
@@ -83,36 +83,6 @@ def erased_rectangle(before: torch.Tensor, after: torch.Tensor) -> tuple[int, in
     expected[:, top:bottom, left:right] = 0
     assert torch.equal(after, expected)
     return top, bottom, left, right
-
-
-def test_random_erasing_covers_one_rectangle_of_half_the_images():
-    torch.manual_seed(0)
-    images = (torch.rand(4000, 3, 32, 32) + 1).contiguous(memory_format=torch.channels_last)  # no pixel is 0
-    erased = random_erasing(images, 0.5)
-    assert erased.is_contiguous(memory_format=torch.channels_last)
-    found = [erased_rectangle(*pair) for pair in zip(images, erased, strict=True)]
-    rectangles = np.array([rectangle for rectangle in found if rectangle is not None])
-    assert abs(len(rectangles) / 4000 - 0.5) < 4 * 0.5 / 4000**0.5
-    top, bottom, left, right = rectangles.T
-    height, width = bottom - top, right - left
-    share = height * width / 32**2
-    assert 0.01 < share.min() < 0.03
-    assert 0.36 < share.max() < 0.44
-    assert share.mean() == pytest.approx(0.21, abs=0.01)  # shortened sides make it a little less
-    assert np.median(np.log(height / width)) == pytest.approx(0, abs=0.1)
-    assert (height / width).max() > 2.5
-    assert (width / height).max() > 2.5
-    for start, length in ((top, height), (left, width)):
-        place = start[length < 32] / (32 - length[length < 32])  # 0: at the near side; 1: at the far side
-        assert place.mean() == pytest.approx(0.5, abs=0.05)
-        assert (place.min(), place.max()) == (0, 1)
-
-
-def test_random_erasing_of_all_and_of_none():
-    torch.manual_seed(0)
-    images = torch.rand(200, 3, 24, 24) + 1
-    assert torch.equal(random_erasing(images, 0.0), images)
-    assert all((after == 0).any() for after in random_erasing(images, 1.0))
 
 
 def test_mixup_blends_images_as_it_says():

@@ -10,8 +10,7 @@ from toolkit.data import cifar
 from toolkit.data.dataset import DataSource, find_data
 from toolkit.errors import ToolkitError
 from toolkit.reporting import Note, Progress, ignore
-from toolkit.runs.checkpoint import load_checkpoint
-from toolkit.runs.folder import RunFolder, find_checkpoint
+from toolkit.runs.folder import RunFolder
 from toolkit.training.launch import LaunchOptions
 from toolkit.training.step import StepMode
 from toolkit.training.tensorboard import tensorboard_log
@@ -55,7 +54,7 @@ def train_seeds(
         engine: where they are trained.
         runs: of one recipe, not finished; with their recipes, on storage that the engine's machines see.
         source: the data set, found on every machine at the same path.
-        options: teacher, device, kind of step and TensorBoard.
+        options: device, kind of step and TensorBoard.
         progress: called with the completed epochs of all runs, and with all their epochs.
         note: called with one line for each run that ends.
 
@@ -97,12 +96,10 @@ def _require_one_data_set(runs: Sequence[RunFolder]) -> None:
 
 def seed_job(run: RunFolder, *, source: DataSource, options: LaunchOptions) -> Job:
     """The job that trains one seed."""
-    teacher = find_checkpoint(options.teacher, root=options.runs).resolve() if options.teacher else None
     arguments = {
         "run": str(run.path.resolve()),
         "data": source.name,
         "folder": str(source.folder.resolve()) if source.folder else None,
-        "teacher": str(teacher) if teacher else None,
         "device": options.device,
         "step": options.step,
         "tensorboard": options.tensorboard,
@@ -110,9 +107,7 @@ def seed_job(run: RunFolder, *, source: DataSource, options: LaunchOptions) -> J
     return Job(run.path.name, train_seed, arguments)
 
 
-def train_seed(
-    *, run: str, data: str, folder: str | None, teacher: str | None, device: str, step: StepMode, tensorboard: bool
-) -> None:
+def train_seed(*, run: str, data: str, folder: str | None, device: str, step: StepMode, tensorboard: bool) -> None:
     """Train one seed in its run folder, or resume it there; do nothing if it is finished.
 
     Raises:
@@ -129,7 +124,6 @@ def train_seed(
             run=run_folder,
             device=device,
             resume=run_folder.last.is_file(),
-            teacher=load_checkpoint(Path(teacher)) if teacher else None,
             mode=step,
             on_epoch=log,
         )

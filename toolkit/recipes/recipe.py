@@ -26,6 +26,14 @@ MAX_COUNT = 1_000_000  # largest number of epochs, images per step, validation i
 
 # Far above any rate or penalty that trains, and far below what float32 holds.
 MAX_RATE = 1_000_000
+# Keys of earlier versions, with the values in recipes of runs and checkpoints that did not use them: these are ignored.
+REMOVED_KEYS: dict[str, float] = {
+    "distillation_weight": 0.0,
+    "distillation_temperature": 4.0,
+    "ema_decay": 0.0,
+    "random_erasing": 0.0,
+}
+
 MIN_ALPHA, MAX_ALPHA = 1e-3, 1000  # of mixup, where float32 can still draw from its distribution
 
 
@@ -42,7 +50,6 @@ class DataAugmentation:
     crop_padding: int = _key(4, "black pixels added on each side before the crop", low=0, high=16)
     horizontal_flip: bool = _key(True, "mirror each image with probability one half")
     mixup_alpha: float = _key(0.2, "mixup's Beta(alpha, alpha) distribution; 0 for no mixup", low=0, high=MAX_ALPHA)
-    random_erasing: float = _key(0.0, "probability that a random rectangle of an image is erased", low=0, high=1)
     small_crop_size: int = _key(24, "side of the smaller crops of the first epochs, pixels", low=8, high=32)
     small_crop_share: float = _key(0.0, "share of the epochs that train on the smaller crops", low=0, high=1)
 
@@ -85,9 +92,6 @@ class Recipe:
     )
     dropout_rate: float = _key(0.3, "dropout before the linear layer", low=0, high=0.9999)
     label_smoothing: float = _key(0.0, "share of each label that is spread evenly over the classes", low=0, high=0.9999)
-    distillation_weight: float = _key(0.0, "share of the teacher in the loss; 0 for no teacher", low=0, high=1)
-    distillation_temperature: float = _key(4.0, "softens the teacher's and the student's answers", low=1, high=100)
-    ema_decay: float = _key(0.0, "decay of a moving average of the weights; 0 for none", low=0, high=0.99999)
     batch_size: int = _key(32, "images per step", low=1, high=MAX_COUNT)
     epochs: int = _key(150, "passes over the training images", low=1, high=MAX_COUNT)
     early_stopping: int | bool = _key(False, "epochs without a better validation accuracy that end the run, or false")
@@ -244,9 +248,12 @@ def _replace(target: Any, values: Mapping[str, Any], *, where: str, prefix: str)
     fields = {entry.name: entry for entry in dataclasses.fields(target)}
     changes: dict[str, Any] = {}
     for name, value in values.items():
+        if name in REMOVED_KEYS and value == REMOVED_KEYS[name]:
+            continue
         if name not in fields:
             key = quote(f"{prefix}{name}")
-            raise UsageError(f"{where}: unknown key {key}{_suggest(name, fields)}; the keys are {', '.join(fields)}")
+            hint = " (removed from this version)" if name in REMOVED_KEYS else _suggest(name, fields)
+            raise UsageError(f"{where}: unknown key {key}{hint}; the keys are {', '.join(fields)}")
         current = getattr(target, name)
         if dataclasses.is_dataclass(current):
             changes[name] = _replace(current, value, where=where, prefix=f"{name}.")

@@ -39,13 +39,11 @@ _KINDS: dict[str, Any] = {
     "val_accuracy": float | None,
     "weights": dict,
     "training": dict | None,
-    "teacher": dict | None,
     "init": dict | None,
     "channels": dict,
 }
 # What files lack that were written before the key existed, and are still written without.
 _DEFAULTS: dict[str, Any] = {
-    "teacher": None,
     "init": None,
     "channels": {"mean": list(CIFAR10_STATISTICS.mean), "std": list(CIFAR10_STATISTICS.std)},
 }
@@ -63,11 +61,10 @@ class Checkpoint:
         data: identity of the training data: "name" and "train_sha256".
         epoch: number of completed epochs.
         val_accuracy: in [0, 1]; None without validation images.
-        weights: the network's state dict, on the CPU; the averages, if the recipe averages.
-        training: state from which training resumes (optimizer, seconds, precision; if the recipe averages, also the
-            weights themselves and the number of averaged steps); None in a checkpoint that cannot be resumed.
-        teacher: identity of the teacher (`identify_checkpoint`); None without one.
-        init: identity of the checkpoint that the run started from; None for random weights.
+        weights: the network's state dict, on the CPU.
+        training: state from which training resumes (optimizer, seconds, precision); None in a checkpoint that cannot
+            be resumed.
+        init: identity of the checkpoint that the run started from (`identify_checkpoint`); None for random weights.
         statistics: by which the network's images are normalized.
         sha256: of the file that was loaded; None for a checkpoint in memory.
     """
@@ -81,7 +78,6 @@ class Checkpoint:
     val_accuracy: float | None
     weights: dict[str, Tensor]
     training: dict[str, Any] | None = None
-    teacher: dict[str, Any] | None = None
     init: dict[str, Any] | None = None
     statistics: ChannelStatistics = CIFAR10_STATISTICS
     sha256: str | None = None
@@ -194,7 +190,7 @@ def _describe(value: Any) -> str:
 
 
 def identify_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The record of a teacher, or of initial weights, in a run: "model", "recipe" and "weights_sha256"."""
+    """The record of initial weights in a run: "model", "recipe" and "weights_sha256"."""
     return {"model": checkpoint.model, "recipe": checkpoint.recipe, "weights_sha256": _sha256(checkpoint.weights)}
 
 

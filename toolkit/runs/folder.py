@@ -48,11 +48,6 @@ class RunFolder:
         return self.path / "last.pt"
 
     @property
-    def teacher(self) -> Path:
-        """Copy of the teacher's checkpoint, in a run that distils."""
-        return self.path / "teacher.pt"
-
-    @property
     def init(self) -> Path:
         """The checkpoint that the run starts from; missing where it starts from random weights."""
         return self.path / "init.pt"

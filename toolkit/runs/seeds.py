@@ -32,7 +32,7 @@ FIGURES = (  # summarized over the seeds; those that need validation images may 
 )  # fmt: skip
 CONDITIONS = (  # recorded once if equal for all seeds, else for each seed
     "model", "parameters", "epochs", "train_images", "val_images", "device", "step", "precision", "data", "findings",
-    "init", "teacher", "libraries",
+    "init", "libraries",
 )  # fmt: skip
 
 
@@ -163,7 +163,6 @@ def begin_seeds(
     source: DataSource,
     name: str,
     root: Path = RUNS,
-    teacher: Checkpoint | None = None,
     init: Checkpoint | None = None,
 ) -> SeedRuns:
     """Create the run folders of the seeds 0 to `seeds` - 1; keep those that exist.
@@ -177,14 +176,12 @@ def begin_seeds(
         source: the data; read only if some runs have been trained, to compare identities.
         name: of the folder under `root`.
         root: the folder of runs.
-        teacher: the teacher that `train` will get.
         init: the checkpoint that every run starts from; None for random weights.
 
     Raises:
         UsageError: fewer than one seed, more than `MAX_SEEDS`, or fewer than exist; the folder holds runs of another
             recipe, or is a single run; `name` cannot name a folder.
-        ToolkitError: the existing runs have other data, another teacher or other initial weights; a file cannot be read
-            or written.
+        ToolkitError: the existing runs have other data or other initial weights; a file cannot be read or written.
     """
     if not 1 <= seeds <= MAX_SEEDS:
         raise UsageError(f"the number of seeds must be a whole number from 1 to {MAX_SEEDS:,}, not {seeds}")
@@ -202,7 +199,7 @@ def begin_seeds(
         if other := _find_other_recipe(begun, recipe):
             raise UsageError(f"{other}: use that recipe, or another --name")
         _require_same_init(begun, init)
-        _require_same_origin(begun, source, teacher)
+        _require_same_data(begun, source)
     seed_runs = SeedRuns(path, seeds)
     for seed, run in enumerate(seed_runs.runs):
         if not run.recipe_path.is_file():
@@ -258,14 +255,10 @@ def _require_same_init(begun: SeedRuns, init: Checkpoint | None) -> None:
             raise ToolkitError(f"the run {run.path} starts from other weights: use the same --init, or another --name")
 
 
-def _require_same_origin(begun: SeedRuns, source: DataSource, teacher: Checkpoint | None) -> None:
-    """Raise `ToolkitError` if trained runs have other data or another teacher."""
+def _require_same_data(begun: SeedRuns, source: DataSource) -> None:
+    """Raise `ToolkitError` if trained runs have other data."""
     trained = [run for run in begun.runs if run.last.is_file()]
     if trained:  # else the images need not be read
         present = data_identity(source.name, source.train())
-        identity = identify_checkpoint(teacher) if teacher else None
         for run in trained:
-            last = load_checkpoint(run.last)
-            require_same_data(last.data, present, what=f"the run {run.path}")
-            if last.teacher != identity:
-                raise ToolkitError(f"the run {run.path} has another teacher: use that one")
+            require_same_data(load_checkpoint(run.last).data, present, what=f"the run {run.path}")

@@ -42,37 +42,6 @@ def crop_and_flip(images: Tensor, indices: Tensor, *, size: int, random_crop: bo
     return windows.permute(0, 3, 1, 2)
 
 
-def random_erasing(images: Tensor, probability: float) -> Tensor:
-    """Put a rectangle of the mean color over some of the images, each its own.
-
-    Source: Zhong et al., "Random Erasing Data Augmentation", arXiv:1708.04896: the rectangle's area is 2 to 40% of the
-    image's, its aspect ratio 0.3 to 1 / 0.3. Here the ratio's logarithm is uniform, so that lying rectangles are as
-    frequent as standing ones, and a side that is too long for the image is shortened rather than drawn again.
-
-    Args:
-        images: normalized, float (B, 3, H, W): the mean color is 0.
-        probability: that an image gets a rectangle, in [0, 1].
-
-    Returns:
-        The same shape and layout.
-    """
-    batch, _, height, width = images.shape
-    chance, area, ratio, top, left = torch.rand(5, batch, 1, device=images.device).unbind()  # (B, 1) each
-    area = torch.lerp(torch.full_like(area, 0.02), torch.full_like(area, 0.4), area) * height * width
-    ratio = 0.3 ** (2 * ratio - 1)
-    rows, columns = _interval((area * ratio).sqrt(), top, height), _interval((area / ratio).sqrt(), left, width)
-    erased = rows[:, :, None] & columns[:, None, :] & (chance < probability)[:, :, None]  # (B, H, W)
-    return images * ~erased[:, None]  # masked_fill would lose the channels_last layout
-
-
-def _interval(length: Tensor, position: Tensor, size: int) -> Tensor:
-    """Which of `size` places lie in an interval: bool (B, size). `position`, in [0, 1), chooses among those it has."""
-    length = length.round().clamp(1, size)
-    start = (position * (size - length + 1)).floor()
-    places = torch.arange(size, device=length.device)
-    return (places >= start) & (places < start + length)
-
-
 def mixup(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
     """Mix each image with a second one of the batch, by one weight per batch from Beta(alpha, alpha).
 

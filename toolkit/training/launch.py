@@ -18,14 +18,12 @@ from toolkit.runs.folder import (
     RUNS,
     RunFolder,
     create_run,
-    find_checkpoint,
     find_unfinished_run,
     open_run,
     require_name,
 )
 from toolkit.runs.location import DataLocation, find_training_data
 from toolkit.runs.seeds import SeedRuns, begin_seeds
-from toolkit.training.distillation import require_fitting
 from toolkit.training.initialize import load_initial
 from toolkit.training.step import StepMode, choose_mode
 from toolkit.training.tensorboard import require_tensorboard, tensorboard_log
@@ -45,7 +43,6 @@ class LaunchOptions:
         data: as `find_data` takes it.
         skip_damaged: continue without pictures that cannot be read.
         init: a run, a checkpoint or "shipped" to start from; None for random weights.
-        teacher: a run or a checkpoint to distill from.
         name: of the run's folder, or of the folder of seeds; None for one made from recipe, model and seed.
         runs: the folder of runs.
         resume: a run to resume, by name or path.
@@ -61,7 +58,6 @@ class LaunchOptions:
     data: str | None = None
     skip_damaged: bool = False
     init: str | None = None
-    teacher: str | None = None
     name: str | None = None
     runs: Path = RUNS
     resume: str | None = None
@@ -168,10 +164,10 @@ class _Launcher:
         options = self.options
         if options.seeds is not None:
             raise UsageError("--resume resumes one run: leave out --seeds, which resumes its own runs by itself")
-        if options.changes or options.name or options.teacher or options.recipe or options.init:
+        if options.changes or options.name or options.recipe or options.init:
             raise UsageError(
-                "--resume uses the run's own recipe, teacher and initial weights: leave out --recipe, --name, "
-                "--teacher, --init and the flags of the recipe"
+                "--resume uses the run's own recipe and initial weights: leave out --recipe, --name, --init and the "
+                "flags of the recipe"
             )
         run = open_run(name, root=options.runs)
         if run.is_finished:
@@ -179,13 +175,11 @@ class _Launcher:
         return self._train(run, source=self._find_training_data(run.last), resume=True)
 
     def train_new_run(self) -> LaunchResult:
-        init, teacher = self._init(), self._teacher()
+        init = self._init()
         recipe = self._recipe(init)
-        require_fitting(teacher, recipe, teacher.class_names if teacher else ())
         source = self._find_data()
         self._suggest_init(source)
         recipe = self._fit_to_data(recipe, source)
-        require_fitting(teacher, recipe, source.class_names)
         stem = f"{self._stem(recipe)}-seed{recipe.run.seed}"
         if self.options.name is None and (unfinished := find_unfinished_run(stem, root=self.options.runs)):
             self.note(
@@ -195,21 +189,19 @@ class _Launcher:
         run = create_run(recipe, stem=stem, name=self.options.name, root=self.options.runs, init=init)
         with _remove_if_not_begun(run):
             self._record_location(run, source)
-            return self._train(run, source=source, teacher=teacher)
+            return self._train(run, source=source)
 
     def train_seeds(self, seeds: int) -> LaunchResult:
-        init, teacher = self._init(), self._teacher()
+        init = self._init()
         recipe = self._recipe(init)
         if "seed" in self.options.changes.get("run", {}):
             raise UsageError("--seeds N trains the seeds 0 to N - 1: leave out --seed")
-        require_fitting(teacher, recipe, teacher.class_names if teacher else ())
         name = self.options.name or f"{self._stem(recipe)}-seeds"
         root = self.options.runs
         source = self._find_training_data(root / name / "seed0" / "last.pt")
         self._suggest_init(source)
         recipe = self._fit_to_data(recipe, source)
-        require_fitting(teacher, recipe, source.class_names)
-        seed_runs = begin_seeds(recipe, seeds=seeds, source=source, name=name, root=root, teacher=teacher, init=init)
+        seed_runs = begin_seeds(recipe, seeds=seeds, source=source, name=name, root=root, init=init)
         with _remove_if_not_begun(*seed_runs.runs):
             unfinished = seed_runs.find_unfinished()
             for run in seed_runs.runs:
@@ -219,7 +211,7 @@ class _Launcher:
                     self.note(f"Finished before: {run.path}")
                 elif self.train_elsewhere is None:
                     resume = self._resume_seeds(seed_runs)
-                    self._train(run, source=source, teacher=teacher, resume=run.last.is_file(), resume_command=resume)
+                    self._train(run, source=source, resume=run.last.is_file(), resume_command=resume)
             if self.train_elsewhere is not None and unfinished:
                 self._train_elsewhere(seed_runs, source, self.train_elsewhere)
         return LaunchResult(seed_runs.path, seed_runs.write_summary(), several=True)
@@ -277,11 +269,6 @@ class _Launcher:
     def _init(self) -> Checkpoint | None:
         return None if self.options.init is None else load_initial(self.options.init, root=self.options.runs)
 
-    def _teacher(self) -> Checkpoint | None:
-        if self.options.teacher is None:
-            return None
-        return load_checkpoint(find_checkpoint(self.options.teacher, root=self.options.runs))
-
     def _find_data(self) -> DataSource:
         options = self.options
         return find_data(options.data, skip_damaged=options.skip_damaged, note=self.note, **self.data_callbacks)
@@ -304,7 +291,6 @@ class _Launcher:
         recipe = str(seed_runs.runs[0].recipe_path)  # its own seed does not count
         arguments = ["--seeds", str(seed_runs.n), "--recipe", recipe, "--name", seed_runs.path.name]
         arguments += ["--init", options.init] if options.init else []
-        arguments += ["--teacher", options.teacher] if options.teacher else []
         arguments += ["--runs", str(options.runs)] if options.runs != RUNS else []
         return options.resume_command(*arguments)
 
@@ -313,7 +299,6 @@ class _Launcher:
         run: RunFolder,
         *,
         source: DataSource,
-        teacher: Checkpoint | None = None,
         resume: bool = False,
         resume_command: str | None = None,
     ) -> LaunchResult:
@@ -344,7 +329,6 @@ class _Launcher:
                 run=run,
                 device=options.device,
                 resume=resume,
-                teacher=teacher,
                 mode=options.step,
                 on_epoch=on_epoch,
                 on_progress=shown.step,

@@ -17,7 +17,7 @@ class ReplayCheck:
     afterwards: a run trains to the same weights with and without the check.
 
     Args:
-        tensors: everything that a step changes: weights, buffers, optimizer state, averages, sums. Called anew for
+        tensors: everything that a step changes: weights, buffers, optimizer state, sums. Called anew for
             each check, because optimizers create their state at the first step.
         loss: the sum of losses among `tensors`, which each step adds to; float32 ().
         learning_rates: the tensors () from which the step reads its learning rates, each with its highest value of the

@@ -10,10 +10,8 @@ from toolkit.data.channels import CIFAR10_STATISTICS, ChannelStatistics, normali
 from toolkit.errors import UsageError
 from toolkit.recipes.recipe import Recipe
 from toolkit.reporting import Note, ignore
-from toolkit.training.augment import crop_and_flip, mixup, random_erasing
-from toolkit.training.averaging import WeightAverage
+from toolkit.training.augment import crop_and_flip, mixup
 from toolkit.training.cuda_graph import CapturedStep, CudaGraphs, Recorder
-from toolkit.training.distillation import distillation_loss
 from toolkit.training.replay_check import ReplayCheck
 
 StepMode = Literal["auto", "eager", "graph"]
@@ -41,9 +39,6 @@ class TrainingStep:
         labels: int64 (N,), on the device.
         statistics: channel means and standard deviations that normalize the images.
         dtype: number format of the forward pass; weights and loss stay float32.
-        teacher: network in evaluation mode, run on the same augmented images. The loss includes the distillation loss
-            against its logits, with the recipe's distillation weight. None for no teacher.
-        average: moving average of the network's weights, updated at each step; None for none.
         mode: "eager", or "graph" for steps captured as CUDA graphs. Batches that are not full are always eager.
         note: called with the reason if capturing turns out to be impossible; the steps are then eager.
     """
@@ -58,8 +53,6 @@ class TrainingStep:
         labels: Tensor,
         statistics: ChannelStatistics = CIFAR10_STATISTICS,
         dtype: torch.dtype,
-        teacher: nn.Module | None = None,
-        average: WeightAverage | None = None,
         mode: StepMode = "eager",
         note: Note = ignore,
     ) -> None:
@@ -71,8 +64,6 @@ class TrainingStep:
         self.labels = labels
         self.statistics = statistics
         self.dtype = dtype
-        self.teacher = teacher
-        self.average = average
         self._sums = torch.zeros(2, device=labels.device)  # loss times images, and correct predictions
         self._rates = [torch.zeros((), device=labels.device) for _ in optimizer.param_groups]
         self._captured = self._capture(CudaGraphs(labels.device), note) if mode == "graph" else None
@@ -85,8 +76,6 @@ class TrainingStep:
     def __call__(self, indices: Tensor, learning_rate: float, *, crop_size: int = 32) -> None:
         """Train on the images at `indices`, int64 (B,), cropped to `crop_size` pixels a side."""
         self._set_learning_rate(learning_rate)
-        if self.average is not None:
-            self.average.next_step()
         if self._captured is not None:
             self._captured(indices, crop_size)
         else:
@@ -109,21 +98,13 @@ class TrainingStep:
         )
         images, labels = normalize(windows, statistics=self.statistics), self.labels[indices]
         mixed_labels, label_weight = labels, torch.ones((), device=labels.device)
-        if self.augmentation.random_erasing > 0:
-            images = random_erasing(images, self.augmentation.random_erasing)
         if self.augmentation.mixup_alpha > 0:
             images, mixed_labels, label_weight = mixup(images, labels, self.augmentation.mixup_alpha)
         logits = self._logits(self.network, images)
         loss = self._loss(logits, labels, mixed_labels, label_weight)
-        if self.teacher is not None:
-            weight, temperature = self.recipe.distillation_weight, self.recipe.distillation_temperature
-            teacher_loss = distillation_loss(logits, self._teacher_logits(self.teacher, images), temperature)
-            loss = (1 - weight) * loss + weight * teacher_loss
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        if self.average is not None:
-            self.average.update()
         self._count(loss.detach(), logits.detach(), labels, mixed_labels, label_weight)
 
     def _loss(self, logits: Tensor, labels: Tensor, mixed_labels: Tensor, label_weight: Tensor) -> Tensor:
@@ -140,11 +121,6 @@ class TrainingStep:
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False):
             logits: Tensor = network(images)
         return logits.float()
-
-    @torch.no_grad()
-    def _teacher_logits(self, teacher: nn.Module, images: Tensor) -> Tensor:
-        """Float32 (B, K), without gradients."""
-        return self._logits(teacher, images)
 
     def _capture(self, recorder: Recorder, note: Note) -> CapturedStep:
         scales = [group["lr_scale"] for group in self.optimizer.param_groups]
@@ -163,9 +139,8 @@ class TrainingStep:
 
     def _state(self) -> list[Tensor]:
         """Every tensor that a step changes."""
-        averages = self.average.network.state_dict().values() if self.average is not None else ()
         optimizer = (value for state in self.optimizer.state.values() for value in state.values())
-        values = (*self.network.state_dict().values(), *averages, *optimizer, self._sums)
+        values = (*self.network.state_dict().values(), *optimizer, self._sums)
         return [value for value in values if isinstance(value, Tensor)]
 
     def _count(self, loss: Tensor, logits: Tensor, labels: Tensor, mixed_labels: Tensor, label_weight: Tensor) -> None:

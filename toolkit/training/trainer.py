@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from models import ResNet, build_model
 from toolkit import __version__
 from toolkit.cores import waiting_seconds
-from toolkit.data.channels import ChannelStatistics, choose_channel_statistics
+from toolkit.data.channels import choose_channel_statistics
 from toolkit.data.dataset import DataSource, data_identity, require_same_data
 from toolkit.data.images import Images
 from toolkit.data.split import split_images
@@ -44,8 +44,6 @@ from toolkit.reporting import Note, Progress, ignore
 from toolkit.runs.checkpoint import Checkpoint, identify_checkpoint, load_checkpoint, save_checkpoint
 from toolkit.runs.folder import RunFolder
 from toolkit.training.augment import pad
-from toolkit.training.averaging import WeightAverage
-from toolkit.training.distillation import require_fitting
 from toolkit.training.initialize import load_fitting_layers, require_unseen_validation
 from toolkit.training.optimizers import make_optimizer
 from toolkit.training.step import StepMode, TrainingStep, choose_mode
@@ -58,11 +56,9 @@ class EpochRecord:
     Attributes:
         epoch: counted from 1.
         learning_rate: of the last step of the epoch.
-        train_loss: mean over the augmented images, each with the weights at its step; includes the distillation loss;
-            nats.
+        train_loss: mean over the augmented images, each with the weights at its step; nats.
         train_accuracy: as `train_loss`, in [0, 1]; under mixup a prediction counts by the weight of its label.
-        val_loss: after the epoch, without augmentation, of the averaged weights if the recipe averages them; None
-            without validation images.
+        val_loss: after the epoch, without augmentation; None without validation images.
         val_accuracy: as `val_loss`, in [0, 1].
         seconds: wall time of the epoch, validation included.
         images_per_second: training images divided by the wall time of the steps alone.
@@ -85,7 +81,6 @@ def train(
     run: RunFolder,
     device: str = "auto",
     resume: bool = False,
-    teacher: Checkpoint | None = None,
     mode: StepMode = "auto",
     on_epoch: Callable[[EpochRecord], object] = ignore,
     on_progress: Progress = ignore,
@@ -97,8 +92,7 @@ def train(
     images are the data set's own, or held out of its training images by the recipe's `val_size`.
 
     `last.pt` exists before the first step and is replaced after each epoch. `best.pt` holds the epoch with the highest
-    validation accuracy, or the last epoch without validation images. If the recipe averages the weights, the averages
-    are validated and kept in both; `last.pt` also holds the weights themselves, from which training resumes.
+    validation accuracy, or the last epoch without validation images.
     `summary.json` is written last: it marks the run as finished.
 
     Reseeds torch's default generators at the start of each epoch. An exception from a callback ends the run, which
@@ -110,8 +104,6 @@ def train(
         run: from `create_run`; when resuming, from `open_run`.
         device: "auto", or a torch device.
         resume: continue after the last completed epoch on disk.
-        teacher: network for a new run by a recipe with a distillation weight; the run keeps a copy, `teacher.pt`, and
-            resumes with it.
         mode: "eager", "graph" (steps captured as CUDA graphs), or "auto" for graphs on CUDA.
         on_epoch: called after each epoch, when its checkpoints have been written.
         on_progress: called after each step with the images done in this epoch, and the images of an epoch.
@@ -121,11 +113,9 @@ def train(
         The contents of `summary.json`.
 
     Raises:
-        ToolkitError: the loss is not finite; data, recipe, teacher or initial weights are not those of the resumed run;
-            the teacher or the initial weights do not fit; another process trains in this folder; a file cannot be read
-            or written.
-        UsageError: the device or the mode cannot be used; the data cannot be split; a distillation weight without a
-            teacher, or the reverse.
+        ToolkitError: the loss is not finite; data, recipe or initial weights are not those of the resumed run; the
+            initial weights do not fit; another process trains in this folder; a file cannot be read or written.
+        UsageError: the device or the mode cannot be used; the data cannot be split.
     """
     keep_freed_memory()
     use_available_cores()
@@ -136,7 +126,6 @@ def train(
             run=run,
             device=choose_device(device),
             init=load_checkpoint(run.init) if os.path.lexists(run.init) else None,
-            teacher=_load_teacher(run, recipe, source, given=teacher, resume=resume),
             mode=mode,
             note=note,
         )
@@ -172,7 +161,6 @@ class _Trainer:
         run: RunFolder,
         device: torch.device,
         init: Checkpoint | None,
-        teacher: Checkpoint | None,
         mode: StepMode,
         note: Note,
     ) -> None:
@@ -181,17 +169,15 @@ class _Trainer:
         self.precision = str(self.dtype).removeprefix("torch.")
         images = source.train()
         self.identity = data_identity(source.name, images)
-        self.teacher_identity = identify_checkpoint(teacher) if teacher else None
         self.init_identity = identify_checkpoint(init) if init else None
-        if teacher is not None:
-            require_same_data(teacher.data, self.identity, what="the teacher")
         self.class_names, self.findings = source.class_names, source.findings()
         own_val = source.val()
         if own_val is not None:
             self.train_images, self.val_images = images, own_val
         else:
             self.train_images, self.val_images = split_images(images, recipe.run.val_size)
-        self.statistics = _choose_statistics(source.name, self.train_images, init=init, teacher=teacher)
+        # Those of the network that the run starts from:
+        self.statistics = init.statistics if init else choose_channel_statistics(source.name, self.train_images.images)
         self.model_args: dict[str, Any] = {"num_classes": len(self.class_names), "dropout_rate": recipe.dropout_rate}
         let_cudnn_choose(device)
         self._seed_epoch(0)  # for the initial weights
@@ -202,9 +188,6 @@ class _Trainer:
                 require_unseen_validation(init, recipe, self.identity)
             self.init_note = load_fitting_layers(self.network, init, self.class_names).describe(init)
         self._on_device(self.network)
-        self.average = WeightAverage(self.network, recipe.ema_decay) if recipe.ema_decay > 0 else None
-        # The network that is validated and saved:
-        self.eval_network: nn.Module = self.network if self.average is None else self.average.network
         self.optimizer = make_optimizer(self.network, recipe)
         self.step = TrainingStep(
             self.network,
@@ -214,8 +197,6 @@ class _Trainer:
             labels=self.train_images.labels.to(device),
             statistics=self.statistics,
             dtype=self.dtype,
-            teacher=self._on_device(teacher.network()) if teacher else None,
-            average=self.average,
             mode=choose_mode(mode, device),
             note=note,
         )
@@ -246,10 +227,6 @@ class _Trainer:
         last = load_checkpoint(self.run.last)
         require_same_data(last.data, self.identity, what=f"the run {self.run.path}")
         self._require_same_recipe(Recipe.from_dict(last.recipe, where=str(self.run.last)))
-        if last.teacher != self.teacher_identity:
-            raise ToolkitError(
-                f"{self.run.teacher} is not the teacher that the run began with: restore that file, or start a new run"
-            )
         if last.init != self.init_identity:
             raise ToolkitError(
                 f"{self.run.init} does not hold the weights that the run began with: restore that file, or start a new "
@@ -271,13 +248,9 @@ class _Trainer:
         self.epoch = last.epoch
 
     def _load_state(self, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
-        """Load weights, averages and optimizer state. Raises `ToolkitError` if they do not fit."""
+        """Load weights and optimizer state. Raises `ToolkitError` if they do not fit."""
         try:
-            self.network.load_state_dict(training.get("weights", weights))
-            if self.average is not None:
-                if (steps := int(training["averaged_steps"])) < 0:
-                    raise ValueError(f"{steps} averaged steps")
-                self.average.load(weights, steps=steps)
+            self.network.load_state_dict(weights)
             self.optimizer.load_state_dict(training["optimizer"])
             self.seconds = float(training["seconds"])
             for parameter, state in self.optimizer.state.items():
@@ -367,8 +340,6 @@ class _Trainer:
         training = None
         if with_training:
             training = {"optimizer": self.optimizer.state_dict(), "seconds": self.seconds, "precision": self.precision}
-            if self.average is not None:
-                training |= {"weights": _plain_weights(self.network), "averaged_steps": self.average.steps}
         return Checkpoint(
             model=self.recipe.run.model,
             model_args=self.model_args,
@@ -377,9 +348,8 @@ class _Trainer:
             data=self.identity,
             epoch=epoch,
             val_accuracy=val_accuracy,
-            weights=_plain_weights(self.eval_network),
+            weights=_plain_weights(self.network),
             training=training,
-            teacher=self.teacher_identity,
             init=self.init_identity,
             statistics=self.statistics,
         )
@@ -387,7 +357,7 @@ class _Trainer:
     def _measure(self, images: Images, dtype: torch.dtype) -> Metrics | None:
         if len(images) == 0:
             return None
-        logits = compute_logits(self.eval_network, images.images, statistics=self.statistics, dtype=dtype)
+        logits = compute_logits(self.network, images.images, statistics=self.statistics, dtype=dtype)
         return measure(logits, images.labels, self.class_names)
 
     def finish(self) -> dict[str, Any]:
@@ -404,7 +374,7 @@ class _Trainer:
         assert train is not None  # there are always training images
         last_validation = self._measure(self.val_images, torch.float32)
         best = load_checkpoint(self.run.best)
-        self.eval_network.load_state_dict(best.weights)
+        self.network.load_state_dict(best.weights)
         best_validation = self._measure(self.val_images, torch.float32)
         return _FinalMetrics(train, last_validation, best_validation, best.epoch)
 
@@ -446,45 +416,9 @@ class _Trainer:
             "findings": self.findings.as_dict(),
             "channels": dataclasses.asdict(self.statistics),
             "init": self.init_identity,
-            "teacher": self.teacher_identity,
             "libraries": library_versions(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-
-
-def _choose_statistics(
-    source_name: str, train_images: Images, *, init: Checkpoint | None, teacher: Checkpoint | None
-) -> ChannelStatistics:
-    """Those of the network that the run starts from or learns from, else those of the training images.
-
-    Raises:
-        ToolkitError: initial weights and teacher normalize differently.
-    """
-    given = [checkpoint.statistics for checkpoint in (init, teacher) if checkpoint]
-    if len(set(given)) > 1:
-        raise ToolkitError(
-            "the initial weights and the teacher normalize images by different means: leave out --init, or use a "
-            "teacher that started from the same model"
-        )
-    return given[0] if given else choose_channel_statistics(source_name, train_images.images)
-
-
-def _load_teacher(
-    run: RunFolder, recipe: Recipe, source: DataSource, *, given: Checkpoint | None, resume: bool
-) -> Checkpoint | None:
-    """Return the teacher; copy it into a new run, or read the copy of a resumed one."""
-    if resume and recipe.distillation_weight > 0:
-        if run.teacher.is_file():
-            given = load_checkpoint(run.teacher)
-        elif given is None:
-            raise ToolkitError(
-                f"{run.teacher} is missing, and the run cannot be resumed without it: restore the teacher's checkpoint "
-                "there, or start a new run"
-            )
-    require_fitting(given, recipe, source.class_names)
-    if given is not None and not run.teacher.is_file():
-        save_checkpoint(dataclasses.replace(given, training=None), run.teacher)
-    return given
 
 
 def library_versions() -> dict[str, str]:
