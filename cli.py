@@ -14,7 +14,7 @@ from toolkit import command_line, options
 from toolkit.bench.commands import bench
 from toolkit.command_line import note, print_error, print_result, print_version, recipe_flags, run_app
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.files import as_text, display, require_writable
+from toolkit.files import as_text, escape, require_writable
 from toolkit.recipes.recipe import recipe_from_flags
 
 app = typer.Typer(
@@ -254,7 +254,7 @@ def predict(
     classifier = Classifier(model, provider=provider)
     session = classifier.session
     command_line.start_collection()
-    note(f"Model: {display(session.path)}, {session.note or f'running on {session.provider}'}")
+    note(f"Model: {escape(session.path)}, {session.note or f'running on {session.provider}'}")
     failures, drawn = 0, []
 
     def predictions() -> Any:
@@ -320,7 +320,7 @@ def page(
 
     written = write_page(output, model)
     values = {"path": as_text(written.path), "bytes": written.size, "model_sha256": written.model_sha256}
-    text = f"{display(written.path)}: {written.size / 1e6:.1f} MB; open it in a browser"
+    text = f"{escape(written.path)}: {written.size / 1e6:.1f} MB; open it in a browser"
     print_result(values, lambda: text, as_json=json_output)
 
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from toolkit.files import as_text, display
+from toolkit.files import as_text, escape
 
 BYTES = os.fsdecode(b"caf\xe9.png")  # Latin-1, not UTF-8
 
@@ -24,7 +24,7 @@ BYTES = os.fsdecode(b"caf\xe9.png")  # Latin-1, not UTF-8
     ],
 )
 def test_display_escapes_control_characters_and_foreign_bytes(name: str, shown: str) -> None:
-    assert display(name) == shown
+    assert escape(name) == shown
 
 
 @pytest.mark.hostile

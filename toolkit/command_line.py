@@ -16,7 +16,7 @@ import typer
 from toolkit import __version__
 from toolkit.cores import limit_spinning
 from toolkit.errors import ToolkitError
-from toolkit.files import display
+from toolkit.files import escape
 from toolkit.interrupt import EXIT_CODE, end_on_signals
 from toolkit.recipes.recipe import recipe_keys
 from toolkit.reporting import is_silenced, silence
@@ -56,7 +56,7 @@ def command(
             print_error(str(error))
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as interrupt:
-            typer.echo(display(str(interrupt)) or "interrupted", err=True)
+            typer.echo(escape(str(interrupt)) or "interrupted", err=True)
             raise typer.Exit(EXIT_CODE) from interrupt
 
     add_parameters(run, function, {"quiet": (Quiet, False)})
@@ -97,16 +97,16 @@ def format_default(value: Any) -> str:
 def note(text: str) -> None:
     """Print a line on stderr, unless --quiet was given; only results go to stdout."""
     if not is_silenced():
-        typer.echo(display(text), err=True)
+        typer.echo(escape(text), err=True)
 
 
 def print_error(text: str) -> None:
-    typer.echo(f"error: {display(text)}", err=True)  # `display` escapes line breaks and control characters
+    typer.echo(f"error: {escape(text)}", err=True)
 
 
 def print_result(values: Any, text: Callable[[], str], *, as_json: bool) -> None:
     """Print a result on stdout: `values` as JSON, or the text for a terminal."""
-    typer.echo(json.dumps(values, indent=2) if as_json else "\n".join(map(display, text().split("\n"))))
+    typer.echo(json.dumps(values, indent=2) if as_json else "\n".join(map(escape, text().split("\n"))))
 
 
 def print_version(wanted: bool) -> None:

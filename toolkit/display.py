@@ -27,7 +27,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from toolkit.files import display
+from toolkit.files import escape
 from toolkit.reporting import Note, is_silenced
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class TrainingDisplay:
 
     def note(self, text: str) -> None:
         """Print a line above the live one, wrapped between words on a terminal and whole in a file."""
-        self._console.print(Text(display(text)), soft_wrap=not self._console.is_terminal)
+        self._console.print(Text(escape(text)), soft_wrap=not self._console.is_terminal)
 
     def _epoch_name(self) -> str:
         return f"epoch {min(self._epochs_done + 1, self._epochs)}/{self._epochs}"
@@ -430,7 +430,7 @@ def parts_lines(written: "PartsWritten") -> str:
     """Format the counts of a folder of predictions: parts, pictures and errors."""
     kept = f", {written.kept} of them from before" if written.kept else ""
     counts = f"{written.parts} parts{kept}; {written.pictures:,} pictures; {written.failure_count} errors"
-    return f"{display(written.folder)}: {counts}"
+    return f"{escape(written.folder)}: {counts}"
 
 
 def _table(
@@ -453,7 +453,7 @@ def _table(
         else:
             table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*(Text(display(cell)) for cell in row))
+        table.add_row(*(Text(escape(cell)) for cell in row))
     text = io.StringIO()
     Console(file=text, width=width or output_width(), color_system=None, legacy_windows=False).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
@@ -471,7 +471,7 @@ def _facts(facts: Sequence[tuple[str, str]]) -> str:
 
 def _wrap(text: str, *, width: int | None = None) -> str:
     """Wrap between words only: paths and commands stay whole, so that they can be copied."""
-    return textwrap.fill(display(text), width or output_width(), break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(escape(text), width or output_width(), break_long_words=False, break_on_hyphens=False)
 
 
 def benchmark_lines(benchmark: "BenchmarkResult") -> str:

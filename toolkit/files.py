@@ -35,7 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     try:
         if path.exists() and not path.is_file():  # the superuser's rename would replace /dev/null
-            raise ToolkitError(f"cannot write {display(path)}: it exists and is not an ordinary file")
+            raise ToolkitError(f"cannot write {escape(path)}: it exists and is not an ordinary file")
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
         with _temporary_file(path) as temporary:
@@ -45,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.chmod(_mode_of_new_files())
             temporary.replace(path)
     except OSError as error:
-        raise ToolkitError(f"cannot write {display(path)}: {error.strerror or error}") from error
+        raise ToolkitError(f"cannot write {escape(path)}: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -160,7 +160,7 @@ def require_writable(path: Path, *, suffix: str = "") -> None:
         ToolkitError: `path` is not a regular file, its name is too long, or its folder cannot be written to.
     """
     if not path.name.lower().endswith(suffix):
-        raise UsageError(f"{display(path)} must end in {suffix}")
+        raise UsageError(f"{escape(path)} must end in {suffix}")
     try:
         path.lstat()
         exists = True
@@ -170,7 +170,7 @@ def require_writable(path: Path, *, suffix: str = "") -> None:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise ToolkitError(f"cannot write {shorten(str(path))}: {reason}") from error
     if exists and not path.is_file():
-        raise ToolkitError(f"cannot write {display(path)}: it exists and is not an ordinary file")
+        raise ToolkitError(f"cannot write {escape(path)}: it exists and is not an ordinary file")
     folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
     try:
         if not folder.is_dir():
@@ -179,7 +179,7 @@ def require_writable(path: Path, *, suffix: str = "") -> None:
             pass
     except OSError as error:
         raise ToolkitError(
-            f"cannot write {display(path)}: {display(folder)} is not a folder that can be written to"
+            f"cannot write {escape(path)}: {escape(folder)} is not a folder that can be written to"
         ) from error
 
 
@@ -205,7 +205,7 @@ def open_regular(path: str | os.PathLike[str], *, max_bytes: int) -> BinaryIO:
         ToolkitError: the file does not exist, is not readable, is a folder, a pipe, a device or a socket, is empty, or
             is larger than `max_bytes`.
     """
-    name = display(path)
+    name = escape(path)
     try:
         _check_regular(name, os.stat(path), max_bytes)  # before opening: opening a device may have an effect
         descriptor = os.open(path, _OPEN_FLAGS)
@@ -239,19 +239,19 @@ def _describe_kind(mode: int) -> str:
     return "device"
 
 
-def display(name: str | os.PathLike[str]) -> str:
+def escape(name: str | os.PathLike[str]) -> str:
     r"""Escape `name` for a terminal: one line, without control sequences.
 
     Control characters, line ends and characters that reorder text become `\n`, `\x1b` or `\u202e`; a byte that is not
     UTF-8 becomes `\xff`. Letters of every script and spaces are unchanged.
     """
     text = os.fspath(name)
-    return text if text.isprintable() else "".join(map(_escape, text))
+    return text if text.isprintable() else "".join(map(_escape_character, text))
 
 
 def shorten(text: str, *, limit: int = 120) -> str:
     """Text from a file as a message may hold it: printable, one line, at most `limit` characters."""
-    text = display(text)
+    text = escape(text)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
@@ -268,7 +268,7 @@ def as_text(name: str | os.PathLike[str]) -> str:
     return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _escape(character: str) -> str:
+def _escape_character(character: str) -> str:
     if character.isprintable() or unicodedata.category(character) == "Zs":
         return character
     if "\udc80" <= character <= "\udcff":  # a byte that is not UTF-8 (PEP 383)

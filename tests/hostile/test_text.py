@@ -20,7 +20,7 @@ from toolkit.data.overview import DataOverview
 from toolkit.display import TrainingDisplay, data_lines, metrics_lines, run_lines, seeds_lines
 from toolkit.evaluation.metrics import Metrics, measure
 from toolkit.evaluation.plots import format_label, plot_confusion, plot_curves, plot_predictions
-from toolkit.files import display
+from toolkit.files import escape
 from toolkit.inference import Prediction
 from toolkit.recipes.recipe import Recipe
 
@@ -70,7 +70,7 @@ def test_names_of_pictures_in_every_format(form: str, pictures: list[Path], cifa
     assert is_clean(done.stdout.replace("\r\n", "\n"))  # lines of CSV
     if form == "csv":
         rows = list(csv.DictReader(io.StringIO(done.stdout)))
-        assert sorted(row["path"] for row in rows) == sorted(display(path) for path in pictures)
+        assert sorted(row["path"] for row in rows) == sorted(escape(path) for path in pictures)
     if form == "json":
         names = {entry["path"] for entry in json.loads(done.stdout)}
         assert str(pictures[0]) in names  # whole: JSON can hold any text

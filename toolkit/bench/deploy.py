@@ -21,7 +21,7 @@ from toolkit.data.dataset import DataSource, find_data
 from toolkit.device import choose_device, device_name
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.evaluation.evaluate import evaluate, load_model
-from toolkit.files import display
+from toolkit.files import escape
 from toolkit.inference.model_file import SHIPPED_MODEL, read_model
 from toolkit.inference.session import Session, open_model, probe
 from toolkit.reporting import Note, ignore
@@ -125,7 +125,7 @@ def find_sides(models: Sequence[Path], checkpoint: Path | None, *, quick: bool =
 
 def _side(kind: str, file: Path, place: str) -> Side:
     """`place` is the torch device or the execution provider."""
-    name = f"PyTorch {kind}, {place}" if kind in ("eager", "compiled") else f"{display(file.name)}, {place}"
+    name = f"PyTorch {kind}, {place}" if kind in ("eager", "compiled") else f"{escape(file.name)}, {place}"
     if kind == "bare":
         name += ", bare session"
     return Side(name, "toolkit.bench.deploy_worker", {"kind": kind, "file": str(file), "place": place})

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from filelock import FileLock, Timeout
 
 from toolkit.errors import ToolkitError
-from toolkit.files import display, open_regular, replacing
+from toolkit.files import escape, open_regular, replacing
 from toolkit.inference.model_file import read_model
 
 PART_SIZE = 1000  # pictures: about a second of one core, or a minute if they are photographs
@@ -88,9 +88,9 @@ class PartsFolder:
             file_lock = FileLock(self.path / ".lock", timeout=0)
             file_lock.acquire()
         except Timeout as error:
-            raise ToolkitError(f"another command is predicting into {display(self.path)}: wait for it") from error
+            raise ToolkitError(f"another command is predicting into {escape(self.path)}: wait for it") from error
         except OSError as error:
-            raise ToolkitError(f"cannot write in {display(self.path)}: {error.strerror or error}") from error
+            raise ToolkitError(f"cannot write in {escape(self.path)}: {error.strerror or error}") from error
         try:
             yield
         finally:
@@ -126,7 +126,7 @@ def _parse_error(path: Path, line: bytes) -> str:
             return error
     except (ValueError, TypeError, LookupError, RecursionError):
         pass
-    raise ToolkitError(f"{display(path)} is damaged: remove it and its part, and repeat the command")
+    raise ToolkitError(f"{escape(path)} is damaged: remove it and its part, and repeat the command")
 
 
 def begin_plan(
@@ -169,7 +169,7 @@ def begin_plan(
 
 def read_plan(folder: PartsFolder) -> Plan:
     """Read the plan. Raises `ToolkitError` if it cannot be read."""
-    other = ToolkitError(f"{display(folder.plan)} is not a plan of `cifar predict --out`: choose another folder")
+    other = ToolkitError(f"{escape(folder.plan)} is not a plan of `cifar predict --out`: choose another folder")
     with open_regular(folder.plan, max_bytes=_MAX_PLAN_BYTES) as file:
         content = file.read(_MAX_PLAN_BYTES)
     try:
@@ -209,6 +209,6 @@ def _require_same(folder: PartsFolder, existing: Plan, wanted: Plan) -> None:
         differing = [name for field, name in _NAMES.items() if getattr(existing, field) != getattr(wanted, field)]
         found = ", ".join(differing) or "parts"
         raise ToolkitError(
-            f"{display(folder.path)} holds parts of another command, which differs in its {found}: "
+            f"{escape(folder.path)} holds parts of another command, which differs in its {found}: "
             "repeat that command, or choose another --out"
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from toolkit.cluster.jobs import Engine, Job, Outcome, describe_failures
 from toolkit.cluster.parts import PART_SIZE, PartsFolder, Plan, begin_plan
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.files import as_text, display, replacing
+from toolkit.files import as_text, escape, replacing
 from toolkit.inference.model_file import find_model
 from toolkit.inference.output_format import format_predictions
 from toolkit.inference.paths import STDIN, Failure, PathLike, expand
@@ -141,7 +141,7 @@ def _run_parts(
 
     def describe() -> str:
         return (
-            f"interrupted; {done:,} of {plan.pictures:,} pictures are predicted in {display(folder.path)}. Repeat the "
+            f"interrupted; {done:,} of {plan.pictures:,} pictures are predicted in {escape(folder.path)}. Repeat the "
             "command to resume: finished parts are kept"
         )
 

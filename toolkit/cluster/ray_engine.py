@@ -10,7 +10,7 @@ from typing import Any
 
 from toolkit.cluster.jobs import RETRIES, Job, Outcome, Outcomes, run_job
 from toolkit.errors import ToolkitError, UsageError, first_line
-from toolkit.files import display
+from toolkit.files import escape
 from toolkit.reporting import ignore
 
 CONNECT_SECONDS = 10.0
@@ -106,6 +106,6 @@ def _require_reachable(address: str | None) -> None:
 
 def _unreachable(address: str | None, error: Exception, *, hint: str = "") -> ToolkitError:
     return ToolkitError(
-        f"no Ray cluster is reached at {display(address or 'the default address')}: {first_line(error)}. `ray status` "
+        f"no Ray cluster is reached at {escape(address or 'the default address')}: {first_line(error)}. `ray status` "
         f"on its head shows its state; {hint}`--on local` uses this machine"
     )

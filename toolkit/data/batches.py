@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import ToolkitError
-from toolkit.files import display, open_regular
+from toolkit.files import escape, open_regular
 
 MAX_BYTES = 256 * 2**20  # the largest file, CIFAR-100's training images, has 155 MB
 
@@ -43,13 +43,13 @@ def read_pickle(path: Path, md5: str) -> dict[str, Any]:
         content = file.read(MAX_BYTES)
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
-        raise ToolkitError(f"{display(path)}: its MD5 is {found}, not {md5}")
+        raise ToolkitError(f"{escape(path)}: its MD5 is {found}, not {md5}")
     try:
         values = _Reader(io.BytesIO(content), encoding="latin1").load()  # written by Python 2
     except Exception as error:  # an unpickler raises nearly everything
-        raise ToolkitError(f"{display(path)} cannot be read: {error!r:.200}") from error
+        raise ToolkitError(f"{escape(path)} cannot be read: {error!r:.200}") from error
     if not isinstance(values, dict):
-        raise ToolkitError(f"{display(path)} does not hold a dictionary")
+        raise ToolkitError(f"{escape(path)} does not hold a dictionary")
     return values
 
 
@@ -68,9 +68,9 @@ def read_batch(path: Path, md5: str, *, labels: str, classes: int) -> tuple[NDAr
     values = read_pickle(path, md5)
     pixels, numbers = values.get("data"), values.get(labels)
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
-        raise ToolkitError(f"{display(path)} does not hold images of 32x32 pixels")
+        raise ToolkitError(f"{escape(path)} does not hold images of 32x32 pixels")
     if not isinstance(numbers, list) or not all(type(number) is int and 0 <= number < classes for number in numbers):
-        raise ToolkitError(f"{display(path)}: its labels are not numbers from 0 to {classes - 1}")
+        raise ToolkitError(f"{escape(path)}: its labels are not numbers from 0 to {classes - 1}")
     if len(numbers) != len(pixels):
-        raise ToolkitError(f"{display(path)} has {len(pixels)} images and {len(numbers)} labels")
+        raise ToolkitError(f"{escape(path)} has {len(pixels)} images and {len(numbers)} labels")
     return pixels.reshape(-1, 3, 32, 32), np.array(numbers, dtype=np.int64)

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from toolkit.data.listing import Listing
 from toolkit.data.pictures import Pictures, decode_pictures
 from toolkit.errors import ToolkitError, first_line
-from toolkit.files import display, open_regular, replacing
+from toolkit.files import escape, open_regular, replacing
 from toolkit.reporting import Note
 
 _MAGIC = b"cifar pictures 1\n"
@@ -38,7 +38,7 @@ def load_or_build(listing: Listing, folder: Path, build: Callable[[], Pictures],
         folder.mkdir(parents=True, exist_ok=True)
         lock = _acquire(folder / f".{_prefix(listing)}.lock", note)
     except OSError as error:
-        note(f"decoded pictures are not cached: cannot write {display(folder)}: {error.strerror or error}")
+        note(f"decoded pictures are not cached: cannot write {escape(folder)}: {error.strerror or error}")
         return build()
     with lock:
         pictures = _read(path, listing, note)
@@ -99,7 +99,7 @@ def _read(path: Path, listing: Listing, note: Note) -> Pictures | None:
         with open_regular(path, max_bytes=_MAX_BYTES) as file:
             return _read_entry(file, listing)
     except (ToolkitError, *_DAMAGED) as error:
-        note(f"the cache entry {display(path)} is damaged ({first_line(error)}); the pictures are decoded again")
+        note(f"the cache entry {escape(path)} is damaged ({first_line(error)}); the pictures are decoded again")
         return None
 
 

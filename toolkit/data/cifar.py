@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from toolkit.data.batches import read_batch, read_pickle
-from toolkit.data.download import Archive, Progress, fetch
+from toolkit.data.download import Archive, DownloadProgress, fetch
 from toolkit.data.images import Images
 from toolkit.errors import ToolkitError
-from toolkit.files import display
+from toolkit.files import escape
 from toolkit.reporting import ignore
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -119,7 +119,7 @@ CIFAR100 = Cifar(
 BY_NAME = {which.name: which for which in (CIFAR10, CIFAR100)}
 
 
-def fetch_cifar(which: Cifar, folder: Path, *, progress: Progress = ignore) -> None:
+def fetch_cifar(which: Cifar, folder: Path, *, progress: DownloadProgress = ignore) -> None:
     """Download CIFAR-10 or CIFAR-100 to `folder`, unless it is there.
 
     Raises:
@@ -154,11 +154,11 @@ def read_cifar(which: Cifar, folder: Path, *, train: bool) -> Images:
         ]
     except ToolkitError as error:
         raise ToolkitError(
-            f"the {which.title} files in {display(place)} are damaged or incomplete ({error}): `cifar data --data "
-            f"{display(folder)}` lists them, `cifar data --fetch --data {display(folder)}` replaces them"
+            f"the {which.title} files in {escape(place)} are damaged or incomplete ({error}): `cifar data --data "
+            f"{escape(folder)}` lists them, `cifar data --fetch --data {escape(folder)}` replaces them"
         ) from error
     if tuple(meta.get(which.meta_names, ())) != which.class_names:
-        raise ToolkitError(f"the {which.title} files in {display(place)} have other class names")
+        raise ToolkitError(f"the {which.title} files in {escape(place)} have other class names")
     images, labels = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     return Images(images=torch.from_numpy(images), labels=torch.from_numpy(labels))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from toolkit.data.listing import SPLIT_NAMES, UNSPLIT, ListedFile, Listing, Problem, make_listed_file, make_listing
 from toolkit.errors import ToolkitError
-from toolkit.files import display, open_regular, shorten
+from toolkit.files import escape, open_regular, shorten
 
 MAX_BYTES = 256 * 2**20  # a million rows of 250 characters
 _MAX_FIELD = 10_000  # characters; more than any path
@@ -20,7 +20,7 @@ def list_csv(path: Path) -> Listing:
     Raises:
         ToolkitError: the file cannot be read, is empty or lacks a column, or a row is invalid; names the line.
     """
-    name, root = display(path), Path(os.path.realpath(path.parent))
+    name, root = escape(path), Path(os.path.realpath(path.parent))
     files: list[ListedFile] = []
     problems: list[Problem] = []
     folders = _Folders(root)
@@ -32,7 +32,7 @@ def list_csv(path: Path) -> Listing:
             files.append(make_listed_file(root, full, label, split, os.stat(full)))
         except (OSError, ValueError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or error
-            problems.append(Problem(picture, f"{display(full)} cannot be read: {reason} ({name}, line {line})"))
+            problems.append(Problem(picture, f"{escape(full)} cannot be read: {reason} ({name}, line {line})"))
     if not files and not problems:
         raise ToolkitError(f"{name} has a header but no rows; expected one picture per row")
     return make_listing(root, files, problems=problems)

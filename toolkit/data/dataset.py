@@ -16,14 +16,13 @@ from PIL import Image
 
 from toolkit.data import cifar, synthetic
 from toolkit.data.csv_file import list_csv
-from toolkit.data.download import Progress, state_of_files
+from toolkit.data.download import DownloadProgress, state_of_files
 from toolkit.data.folder import LAYOUT, list_folder
 from toolkit.data.images import Images
 from toolkit.data.picture_set import Findings, PictureSet, load_picture_set
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.files import as_text, display, replacing
-from toolkit.reporting import Note, ignore
-from toolkit.reporting import Progress as PictureProgress
+from toolkit.files import as_text, escape, replacing
+from toolkit.reporting import Note, Progress, ignore
 
 DEMO = "demo"  # the synthetic pictures; "./demo" names a folder
 PICTURES = "pictures"  # name of every folder and CSV file, so that moving one keeps the identity of its data
@@ -154,8 +153,8 @@ def find_data(
     *,
     fetch: bool = True,
     skip_damaged: bool = False,
-    progress: Progress = ignore,
-    on_pictures: PictureProgress = ignore,
+    progress: DownloadProgress = ignore,
+    on_pictures: Progress = ignore,
     note: Note = ignore,
 ) -> DataSource:
     """Find a data set: `data`, else `$CIFAR_DATA`, else CIFAR-10 in the cache folder, downloaded if necessary.
@@ -166,7 +165,7 @@ def find_data(
         data: "cifar10", "cifar100", "demo", a folder, or a CSV file; None for the default.
         fetch: download CIFAR where the cache folder lacks it. A folder that the user named is never written to.
         skip_damaged: continue without pictures that cannot be read.
-        progress: receives the progress of a download (see `toolkit.data.download.Progress`).
+        progress: receives the progress of a download (see `toolkit.data.download.DownloadProgress`).
         on_pictures: receives the number of decoded pictures, and of all.
         note: receives one line for each damaged picture and each remark.
 
@@ -205,7 +204,7 @@ def name_of_data(data: str | None = None) -> str | None:
     return _locate(data).name if data or os.environ.get(cifar.VARIABLE) else None
 
 
-def fetch_data(data: str | None = None, *, progress: Progress = ignore) -> None:
+def fetch_data(data: str | None = None, *, progress: DownloadProgress = ignore) -> None:
     """Download CIFAR-10 or CIFAR-100 to where `find_data` looks for it; nothing is done where it is complete.
 
     Raises:
@@ -363,7 +362,7 @@ def _missing_message(location: _Location, missing: list[str]) -> str:
     else:
         found = f"lacks {', '.join(missing)} in {dataset.archive.folder}/"
     return (
-        f"no {dataset.title} where {location.chosen_by} points: {display(path)} {found}; expected a folder that holds "
+        f"no {dataset.title} where {location.chosen_by} points: {escape(path)} {found}; expected a folder that holds "
         f"{dataset.archive.folder}/, a folder of pictures ({LAYOUT}), or a CSV file. "
-        f"`cifar data --fetch --data {display(path)}` downloads {dataset.title} there; --data demo needs no files"
+        f"`cifar data --fetch --data {escape(path)}` downloads {dataset.title} there; --data demo needs no files"
     )

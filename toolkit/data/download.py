@@ -27,7 +27,7 @@ from toolkit.reporting import ignore
 CHUNK = 1 << 16  # bytes
 
 # Called with the current activity (the host, or a reason to wait), the bytes received, and the size of the archive.
-Progress = Callable[[str, int, int], None]
+DownloadProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class _TooSlow(_SourceFailed):
 
 
 def fetch(
-    archive: Archive, folder: Path, *, limits: DownloadLimits = DEFAULT_LIMITS, progress: Progress = ignore
+    archive: Archive, folder: Path, *, limits: DownloadLimits = DEFAULT_LIMITS, progress: DownloadProgress = ignore
 ) -> None:
     """Download and unpack an archive to `folder/<archive.folder>`, unless all files are there.
 
@@ -117,7 +117,7 @@ def _state(path: Path, md5: str) -> str:
         return "unreadable"
 
 
-def _lock(path: Path, archive: Archive, progress: Progress) -> AbstractContextManager[object]:
+def _lock(path: Path, archive: Archive, progress: DownloadProgress) -> AbstractContextManager[object]:
     """Acquire a lock between processes; the operating system releases it when the process ends."""
     lock = FileLock(path)
     try:
@@ -127,7 +127,7 @@ def _lock(path: Path, archive: Archive, progress: Progress) -> AbstractContextMa
         return lock.acquire()
 
 
-def _download(archive: Archive, partial: Path, limits: DownloadLimits, progress: Progress) -> None:
+def _download(archive: Archive, partial: Path, limits: DownloadLimits, progress: DownloadProgress) -> None:
     """Download the archive to `partial` from the first source that delivers it with the right MD5."""
     failures = []
     slow = replace(limits, min_rate=limits.min_rate / 10)
@@ -152,7 +152,7 @@ def _download(archive: Archive, partial: Path, limits: DownloadLimits, progress:
     raise ToolkitError(f"cannot download {archive.folder}: {'; '.join(failures)}")
 
 
-def _fill(archive: Archive, partial: Path, url: str, limits: DownloadLimits, progress: Progress) -> None:
+def _fill(archive: Archive, partial: Path, url: str, limits: DownloadLimits, progress: DownloadProgress) -> None:
     """Append to `partial` until it has the size of the archive, over several connections if necessary."""
     if _length(partial) > archive.size:
         partial.unlink()
@@ -202,7 +202,7 @@ def _offer(response: HTTPResponse) -> str:
 
 
 def _copy(
-    response: HTTPResponse, file: IO[bytes], size: int, url: str, limits: DownloadLimits, progress: Progress
+    response: HTTPResponse, file: IO[bytes], size: int, url: str, limits: DownloadLimits, progress: DownloadProgress
 ) -> None:
     """Append the response to `file`, until it has `size` bytes or the connection breaks.
 

@@ -20,7 +20,7 @@ from toolkit.data.listing import (
     relative_path,
 )
 from toolkit.errors import ToolkitError
-from toolkit.files import display
+from toolkit.files import escape
 from toolkit.inference.image import is_picture_name
 
 LAYOUT = "train/CLASS/... and test/CLASS/..., or CLASS/..."
@@ -46,14 +46,14 @@ def list_folder(root: Path) -> Listing:
     if splits:
         for entry in folders:
             if entry.path not in splits.values():
-                scan.notes.append(f"{display(entry.path)} is ignored: its name is not that of a split")
+                scan.notes.append(f"{escape(entry.path)} is ignored: its name is not that of a split")
         for split, path in sorted(splits.items()):
             scan.add_classes(scan.list_entries(path), split)
     else:
         scan.add_classes(top, UNSPLIT)
     if not scan.files:
         found = f"; {scan.problems[0].error}" if scan.problems else ""
-        raise ToolkitError(f"{display(root)}: no pictures found{found}; expected {LAYOUT} with picture files")
+        raise ToolkitError(f"{escape(root)}: no pictures found{found}; expected {LAYOUT} with picture files")
     notes = [*scan.notes]
     if scan.loose:
         notes.append(
@@ -80,9 +80,9 @@ class _Scan:
                 self.add_class(entry, split)
             elif is_picture_name(entry.name):
                 self.loose += 1
-                self.loose_example = self.loose_example or display(entry.path)
+                self.loose_example = self.loose_example or escape(entry.path)
             elif "." not in entry.name and entry.name.lower() not in _DOCUMENTS:
-                self.notes.append(f"{display(entry.path)} is a file, not a class folder: ignored")
+                self.notes.append(f"{escape(entry.path)} is a file, not a class folder: ignored")
 
     def add_class(self, folder: os.DirEntry[str], split: int) -> None:
         """Add the pictures in a class folder and in the folders within it."""
@@ -99,14 +99,14 @@ class _Scan:
                     self.add_file(entry, folder.name, split)
             pending += sorted(inner, key=lambda entry: entry.name, reverse=True)
         if len(self.files) + len(self.problems) == before:
-            self.notes.append(f"{display(folder.path)} has no pictures: ignored")
+            self.notes.append(f"{escape(folder.path)} has no pictures: ignored")
 
     def may_enter(self, folder: os.DirEntry[str]) -> bool:
         """Whether a folder is read: not if it is a link, whose pictures are listed elsewhere or lie outside."""
         if not folder.is_symlink():
             return True
         if not self.leaves(folder):
-            self.notes.append(f"{display(folder.path)} is a link to a folder of this data set: ignored")
+            self.notes.append(f"{escape(folder.path)} is a link to a folder of this data set: ignored")
         return False
 
     def add_file(self, entry: os.DirEntry[str], class_name: str, split: int) -> None:
@@ -124,11 +124,11 @@ class _Scan:
         target = os.path.realpath(entry.path)
         if Path(target).is_relative_to(self.root):
             return False
-        self.add_problem(entry.path, f"is a link that leaves the folder, to {display(target)}")
+        self.add_problem(entry.path, f"is a link that leaves the folder, to {escape(target)}")
         return True
 
     def add_problem(self, path: str, reason: str) -> None:
-        self.problems.append(Problem(relative_path(self.root, path), f"{display(path)} {reason}"))
+        self.problems.append(Problem(relative_path(self.root, path), f"{escape(path)} {reason}"))
 
     def list_entries(self, folder: str) -> list[os.DirEntry[str]]:
         """The folders and files of a folder, sorted by name."""
@@ -167,13 +167,13 @@ def _find_splits(root: Path, folders: list[os.DirEntry[str]]) -> dict[int, str]:
     for split, path in named:
         if split in found:
             raise ToolkitError(
-                f"{display(root)}: both {os.path.basename(found[split])}/ and {os.path.basename(path)}/ name the "
+                f"{escape(root)}: both {os.path.basename(found[split])}/ and {os.path.basename(path)}/ name the "
                 f"{SPLIT_LABELS[split]} pictures; keep one of them"
             )
         found[split] = path
     if TEST not in found:
         raise ToolkitError(
-            f"{display(root)} has {os.path.basename(found[TRAIN])}/ but no test/ with test pictures; expected {LAYOUT}"
+            f"{escape(root)} has {os.path.basename(found[TRAIN])}/ but no test/ with test pictures; expected {LAYOUT}"
         )
     return found
 

@@ -37,8 +37,8 @@ def check_labels(listing: Listing, digests: NDArray[np.bytes_], usable: NDArray[
     first, second = sorted(order[[pairs[0], pairs[0] + 1]].tolist())
     more = f"; so are {len(pairs) - 1:,} other pairs" if len(pairs) > 1 else ""
     raise ToolkitError(
-        f"the same picture has two labels: {listing.display(first)} is {listing.class_names[listing.labels[first]]}, "
-        f"{listing.display(second)} is {listing.class_names[listing.labels[second]]}{more}. Remove one of each pair"
+        f"the same picture has two labels: {listing.escaped_path(first)} is {listing.class_names[listing.labels[first]]}, "
+        f"{listing.escaped_path(second)} is {listing.class_names[listing.labels[second]]}{more}. Remove one of each pair"
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import ToolkitError
-from toolkit.files import display, shorten
+from toolkit.files import escape, shorten
 
 # Codes of the splits. A picture of UNSPLIT becomes one of training or test by `toolkit.data.split.split_by_digest`.
 TRAIN, VAL, TEST, UNSPLIT = 0, 1, 2, 3
@@ -62,9 +62,9 @@ class Listing:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def display(self, index: int) -> str:
+    def escaped_path(self, index: int) -> str:
         """The path of a picture as shown in messages."""
-        return display(self.full_path(index))
+        return escape(self.full_path(index))
 
     def full_path(self, index: int) -> str:
         """The path of a picture as it is opened."""
@@ -139,7 +139,7 @@ def format_count(number: int, noun: str) -> str:
 
 
 def _check_classes(root: Path, names: list[str], files: Sequence[ListedFile]) -> None:
-    where = display(root)
+    where = escape(root)
     for name in names:
         if not name.isprintable() or not name.strip():
             raise ToolkitError(
@@ -162,7 +162,7 @@ def _check_classes(root: Path, names: list[str], files: Sequence[ListedFile]) ->
         example = next(file for file in files if file.class_name == unknown[0])
         raise ToolkitError(
             f"{where}: the class {shorten(unknown[0])} has {SPLIT_LABELS[example.split]} pictures "
-            f"({display(example.path)}) but no training pictures"
+            f"({escape(example.path)}) but no training pictures"
             + (f"; so have {len(unknown) - 1} other classes" if len(unknown) > 1 else "")
         )
     if not any(file.split in (TEST, UNSPLIT) for file in files):

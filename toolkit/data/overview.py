@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data.dataset import DataStatus, data_status, fetch_data, find_data, write_samples
-from toolkit.data.download import Progress
+from toolkit.data.download import DownloadProgress
 from toolkit.data.report import DataReport, draw_contact_sheet, report_data
 from toolkit.errors import ToolkitError
-from toolkit.files import as_text, display, require_writable
-from toolkit.reporting import Note, ignore
-from toolkit.reporting import Progress as PictureProgress
+from toolkit.files import as_text, escape, require_writable
+from toolkit.reporting import Note, Progress, ignore
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,8 @@ def inspect_data(
     sheet: Path | None = None,
     samples: Path | None = None,
     per_class: int = 1,
-    progress: Progress = ignore,
-    on_pictures: PictureProgress = ignore,
+    progress: DownloadProgress = ignore,
+    on_pictures: Progress = ignore,
     note: Note = ignore,
 ) -> DataOverview:
     """Check the files of a data set and count its pictures; then write the samples and the contact sheet.
@@ -82,5 +81,5 @@ def inspect_data(
     report = report_data(source)
     written = write_samples(source, samples, per_class=per_class) if samples else []
     if sheet is not None:
-        note(f"Contact sheet: {display(draw_contact_sheet(source, sheet))}")
+        note(f"Contact sheet: {escape(draw_contact_sheet(source, sheet))}")
     return DataOverview(data, status, report, tuple(written))

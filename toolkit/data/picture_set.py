@@ -16,7 +16,7 @@ from toolkit.data.memory import available_memory_bytes
 from toolkit.data.pictures import BYTES_PER_PICTURE, Pictures, decode_pictures
 from toolkit.data.split import split_by_digest
 from toolkit.errors import ToolkitError
-from toolkit.files import as_text, display
+from toolkit.files import as_text, escape
 from toolkit.inference.image import SIDE
 from toolkit.reporting import Note, Progress, ignore
 
@@ -152,7 +152,7 @@ def _require_memory(listing: Listing) -> None:
     needed, available = len(listing) * (BYTES_PER_PICTURE + _OVERHEAD_PER_PICTURE), available_memory_bytes()
     if available is not None and needed > available:
         raise ToolkitError(
-            f"{display(listing.root)}: {len(listing):,} pictures take {needed / 2**30:.1f} GiB of memory, and "
+            f"{escape(listing.root)}: {len(listing):,} pictures take {needed / 2**30:.1f} GiB of memory, and "
             f"{available / 2**30:.1f} GiB are available; use fewer pictures or a machine with more memory"
         )
 
@@ -190,13 +190,13 @@ def _require_classes(listing: Listing, splits: NDArray[np.uint8]) -> None:
     counts = np.bincount(listing.labels[splits == TRAIN], minlength=len(listing.class_names))
     if empty := [name for name, count in zip(listing.class_names, counts, strict=True) if not count]:
         raise ToolkitError(
-            f"{display(listing.root)}: no training picture of the class {empty[0]} is left"
+            f"{escape(listing.root)}: no training picture of the class {empty[0]} is left"
             + (f", nor of {len(empty) - 1} others" if len(empty) > 1 else "")
             + ": all are unreadable or identical to pictures held out"
         )
     if not (splits == TEST).any():
         raise ToolkitError(
-            f"{display(listing.root)}: there are no test pictures: every class has a single picture; add pictures"
+            f"{escape(listing.root)}: there are no test pictures: every class has a single picture; add pictures"
         )
 
 

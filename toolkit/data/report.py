@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from toolkit.data.dataset import DataSource
 from toolkit.data.images import Images
 from toolkit.data.picture_set import Findings
-from toolkit.files import as_text, display, replacing
+from toolkit.files import as_text, escape, replacing
 
 IMBALANCE = 10.0  # largest class by smallest class; above, the report has a note
 
@@ -96,7 +96,7 @@ class DataReport:
         """The table for a terminal: a header, one row for each class, and the totals; ready to print."""
         header = ("class", "training", "validation", "test", "share")
         body = [
-            (display(row.name), f"{row.train:,}", f"{row.val:,}", f"{row.test:,}", f"{row.share:.1%}")
+            (escape(row.name), f"{row.train:,}", f"{row.val:,}", f"{row.test:,}", f"{row.share:.1%}")
             for row in self.classes
         ]
         return [header, *body, ("all", f"{self.train_count:,}", f"{self.val_count:,}", f"{self.test_count:,}", "")]
@@ -137,7 +137,7 @@ def draw_contact_sheet(source: DataSource, path: Path, *, per_class: int = 8) ->
     draw, font = ImageDraw.Draw(sheet), _load_font()
     for label, name in enumerate(names):
         left, top = _GAP + label // rows * width, _GAP + label % rows * height
-        draw.text((left, top), _fit(display(name), draw, font, width - 3 * _GAP), fill="black", font=font)
+        draw.text((left, top), _fit(escape(name), draw, font, width - 3 * _GAP), fill="black", font=font)
         chosen = (train.labels == label).nonzero().flatten()[:per_class]
         for place, image in enumerate(train.images[chosen]):
             picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
@@ -172,4 +172,4 @@ def _count(images: Images | None, classes: int) -> list[int]:
 
 
 def _abbreviate(names: list[str]) -> str:
-    return ", ".join(map(display, names[:5])) + (f" and {len(names) - 5} others" if len(names) > 5 else "")
+    return ", ".join(map(escape, names[:5])) + (f" and {len(names) - 5} others" if len(names) > 5 else "")

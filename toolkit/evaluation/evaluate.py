@@ -15,7 +15,7 @@ from toolkit.data.images import Images
 from toolkit.device import choose_device
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.evaluation.metrics import Metrics, compute_logits, measure
-from toolkit.files import as_text, display, open_regular
+from toolkit.files import as_text, escape, open_regular
 from toolkit.inference.session import Session, open_model
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint
 from toolkit.runs.seeds import SeedRuns, spread
@@ -39,10 +39,10 @@ def load_model(path: Path, *, provider: str = "auto", device: str = "auto") -> C
     """
     if _is_checkpoint(path):
         if provider != "auto":
-            raise UsageError(f"{display(path)} is a checkpoint, which PyTorch runs: choose a device, not a provider")
+            raise UsageError(f"{escape(path)} is a checkpoint, which PyTorch runs: choose a device, not a provider")
         return load_checkpoint(path)
     if device != "auto":
-        raise UsageError(f"{display(path)} is an ONNX file, which ONNX Runtime runs: choose a provider, not a device")
+        raise UsageError(f"{escape(path)} is an ONNX file, which ONNX Runtime runs: choose a provider, not a device")
     return open_model(path, provider=provider)
 
 
@@ -65,7 +65,7 @@ def evaluate(model: Path | Checkpoint | Session, *, source: DataSource, device: 
     """
     if isinstance(model, Path):
         model = load_model(model)
-    what = "the checkpoint" if isinstance(model, Checkpoint) else display(model.path)
+    what = "the checkpoint" if isinstance(model, Checkpoint) else escape(model.path)
     require_same_data(read_data_identity(model), data_identity(source.name, source.train()), what=what)
     if isinstance(model, Checkpoint):
         network = model.network().to(choose_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -10,7 +10,7 @@ from toolkit.data.dataset import DataSource, name_of_data
 from toolkit.errors import UsageError
 from toolkit.evaluation.evaluate import SeedsMetrics, evaluate, evaluate_seeds, load_model, read_data_identity
 from toolkit.evaluation.metrics import Metrics
-from toolkit.files import as_text, display, require_writable
+from toolkit.files import as_text, escape, require_writable
 from toolkit.reporting import Note, ignore
 from toolkit.runs.checkpoint import load_checkpoint
 from toolkit.runs.folder import RUNS, find_checkpoint
@@ -71,7 +71,7 @@ def evaluate_target(
     if seed_runs is not None:
         if plot is not None or provider != "auto":
             option = "--plot" if plot is not None else "--provider"
-            raise UsageError(f"{option} takes one model: name one seed, such as {display(seed_runs.runs[0].path)}")
+            raise UsageError(f"{option} takes one model: name one seed, such as {escape(seed_runs.runs[0].path)}")
         first = seed_runs.runs[0].best
         source = find(load_checkpoint(first).data, model=first)
         note(f"Evaluating the {seed_runs.n} seeds in {seed_runs.path} on the test set of {source.name}")

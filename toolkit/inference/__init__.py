@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from toolkit.files import as_text, display
+    from toolkit.files import as_text, escape
     from toolkit.inference.classifier import Classifier
     from toolkit.inference.image import prepare, read_image
     from toolkit.inference.model_file import find_model
@@ -22,7 +22,7 @@ _MODULES = {
     "Prediction": "toolkit.inference.pipeline",
     "Session": "toolkit.inference.session",
     "as_text": "toolkit.files",
-    "display": "toolkit.files",
+    "escape": "toolkit.files",
     "find_model": "toolkit.inference.model_file",
     "open_model": "toolkit.inference.session",
     "prepare": "toolkit.inference.image",
@@ -36,7 +36,7 @@ __all__ = [
     "Prediction",
     "Session",
     "as_text",
-    "display",
+    "escape",
     "find_model",
     "open_model",
     "prepare",

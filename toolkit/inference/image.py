@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from toolkit.errors import ToolkitError
-from toolkit.files import display, open_regular, shorten
+from toolkit.files import escape, open_regular, shorten
 from toolkit.inference.budget import MemoryBudget
 from toolkit.inference.ifd import check_cost
 from toolkit.inference.picture_structure import FORMATS, examine
@@ -103,7 +103,7 @@ def _read(
         if len(source) > MAX_BYTES:
             raise ToolkitError(f"{name} has more than {MAX_BYTES:,} bytes")
         return _decode(source, name, max_pixels, resize=resize)
-    name = name or display(source)
+    name = name or escape(source)
     with open_regular(source, max_bytes=MAX_BYTES) as file:
         size = os.fstat(file.fileno()).st_size
         if size <= _LARGE_BYTES:

@@ -6,7 +6,7 @@ from io import BytesIO
 from pathlib import Path
 
 from toolkit.errors import ToolkitError
-from toolkit.files import display, open_regular
+from toolkit.files import escape, open_regular
 from toolkit.inference.model_cost import estimate_cost
 from toolkit.inference.model_graph import Fault, read_graph
 from toolkit.inference.protobuf import Damaged
@@ -44,7 +44,7 @@ def read_model(path: str | os.PathLike[str]) -> bytes:
     """
     content = read_model_bytes(path)
     if fault := find_fault(content):
-        raise ToolkitError(f"{display(path)} {fault}; `cifar export` writes suitable files")
+        raise ToolkitError(f"{escape(path)} {fault}; `cifar export` writes suitable files")
     return content
 
 
@@ -58,8 +58,8 @@ def read_model_bytes(path: str | os.PathLike[str]) -> bytes:
         content = file.read(MAX_MODEL_BYTES)
     if content.startswith(b"PK") and zipfile.is_zipfile(BytesIO(content)):
         raise ToolkitError(
-            f"{display(path)} is a checkpoint, not an ONNX file; export it first, with `cifar export model.onnx "
-            f"--checkpoint {display(path)}`"
+            f"{escape(path)} is a checkpoint, not an ONNX file; export it first, with `cifar export model.onnx "
+            f"--checkpoint {escape(path)}`"
         )
     return content
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from toolkit.files import as_text, display
+from toolkit.files import as_text, escape
 from toolkit.inference.pipeline import Prediction
 
 
@@ -25,7 +25,7 @@ def _table_lines(predictions: Iterable[Prediction]) -> Iterator[str]:
     """Classes first, in aligned columns: paths vary in length."""
     for prediction in predictions:
         ranked = "  ".join(f"{label:<10} {probability:>7.2%}" for label, probability in prediction.top)
-        yield f"{ranked}  {display(prediction.path)}"
+        yield f"{ranked}  {escape(prediction.path)}"
 
 
 def _as_dict(prediction: Prediction) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _csv_lines(predictions: Iterable[Prediction], top: int) -> Iterator[str]:
     others = [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("label", "probability")]
     yield _csv_row(["path", "label", "probability", *others])
     for prediction in predictions:
-        yield _csv_row([display(prediction.path), *(value for pair in prediction.top for value in pair)])
+        yield _csv_row([escape(prediction.path), *(value for pair in prediction.top for value in pair)])
 
 
 def _csv_row(values: list[Any]) -> str:

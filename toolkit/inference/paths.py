@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from toolkit.errors import ToolkitError
-from toolkit.files import display
+from toolkit.files import escape
 from toolkit.inference.image import (
     MAX_BYTES,
     MAX_PIXELS,
@@ -51,7 +51,7 @@ def expand(paths: Iterable[PathLike]) -> Iterator[str | Failure]:
             continue
         matches = _matches(path)
         if not matches:
-            yield Failure(path, f"{display(path)}: no file has this name, and none matches it as a pattern")
+            yield Failure(path, f"{escape(path)}: no file has this name, and none matches it as a pattern")
         for match in matches:
             yield from _pictures_at(match if match != STDIN else os.path.join(os.curdir, match))
 
@@ -77,7 +77,7 @@ def _pictures_at(path: str) -> Iterator[str | Failure]:
         found = True
         yield picture
     if not found:
-        yield Failure(path, f"{display(path)}: no file in this folder has the suffix of a picture")
+        yield Failure(path, f"{escape(path)}: no file in this folder has the suffix of a picture")
 
 
 def _pictures_below(top: str) -> Iterator[str | Failure]:
@@ -92,7 +92,7 @@ def _pictures_below(top: str) -> Iterator[str | Failure]:
             visited.add((status.st_dev, status.st_ino))
             files, inner = _list_folder(folder)
         except OSError as error:
-            yield Failure(folder, f"{display(folder)} cannot be listed: {error.strerror or error}")
+            yield Failure(folder, f"{escape(folder)} cannot be listed: {error.strerror or error}")
             continue
         yield from (os.path.join(folder, name) for name in files)
         folders += (os.path.join(folder, name) for name in reversed(inner))

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.files import display
+from toolkit.files import escape
 from toolkit.inference.paths import Decoded, Failure, PathLike, Source, Taken, decode_several, expand, take
 from toolkit.inference.session import Session
 
@@ -51,7 +51,7 @@ class Prediction:
     """The classes that the model assigns to one picture.
 
     Attributes:
-        path: the picture's path as in the file system (`display` and `as_text` make it safe to show and to store),
+        path: the picture's path as in the file system (`escape` and `as_text` make it safe to show and to store),
             "-" for standard input, "" for a picture that did not come from a file.
         label: the most probable class.
         index: its index among the model's classes.
@@ -224,7 +224,7 @@ def _probabilities(session: Session, images: list[NDArray[np.uint8]]) -> NDArray
     _, probabilities = session.logits_and_probabilities(np.stack(images))
     if not np.isfinite(probabilities).all():
         raise ToolkitError(
-            f"{display(session.path)}: the model's probabilities are not finite; `cifar verify` examines the file"
+            f"{escape(session.path)}: the model's probabilities are not finite; `cifar verify` examines the file"
         )
     return probabilities
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from toolkit.cores import available_cores
 from toolkit.errors import ToolkitError, UsageError, first_line
-from toolkit.files import display
+from toolkit.files import escape
 from toolkit.inference.memory import limit_memory
 from toolkit.inference.model_file import read_model
 from toolkit.inference.model_graph import METADATA_PREFIX
@@ -107,10 +107,10 @@ class Session:
         try:
             outputs = self._onnx.run(["logits", "probabilities"], {name: value})
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise ToolkitError(f"{display(self.path)}: the model failed: {first_line(error)}") from error
+            raise ToolkitError(f"{escape(self.path)}: the model failed: {first_line(error)}") from error
         for output in outputs:
             if output.shape != (rows, len(self.class_names)):
-                raise ToolkitError(f"{display(self.path)}: returned {output.shape} for {rows} images")
+                raise ToolkitError(f"{escape(self.path)}: returned {output.shape} for {rows} images")
         return cast("tuple[NDArray[np.float32], NDArray[np.float32]]", tuple(outputs))
 
 
@@ -141,15 +141,15 @@ def open_model(path: str | os.PathLike[str], *, provider: str = "auto", threads:
     options = _session_options(threads)
     note = None
     if provider == "auto":
-        onnx, provider, note = _open_best(content, options, display(path))
+        onnx, provider, note = _open_best(content, options, escape(path))
     else:
-        onnx = _open_on(provider, content, options, display(path))
+        onnx = _open_on(provider, content, options, escape(path))
     try:
-        input_format, classes = _check_interface(onnx, display(path))
+        input_format, classes = _check_interface(onnx, escape(path))
         metadata = _metadata(onnx)
     except UnicodeDecodeError as error:
-        raise ToolkitError(f"{display(path)} is damaged: a name or property is not valid UTF-8 ({error})") from error
-    class_names = _class_names(metadata, classes, display(path))
+        raise ToolkitError(f"{escape(path)} is damaged: a name or property is not valid UTF-8 ({error})") from error
+    class_names = _class_names(metadata, classes, escape(path))
     return Session(Path(path), provider, note, threads, input_format, class_names, metadata, onnx)
 
 
@@ -223,7 +223,7 @@ def _open_on_gpu(content: bytes, options: onnxruntime.SessionOptions, provider: 
             raise ToolkitError(f"{provider} could not be opened ({first_line(error)}); {_REMEDY}") from error
     running = session.get_providers()[0]
     if running != _full_name(provider):
-        found = display(said.getvalue().strip())[:300] or f"ONNX Runtime fell back to {running}"
+        found = escape(said.getvalue().strip())[:300] or f"ONNX Runtime fell back to {running}"
         raise ToolkitError(f"{provider} could not be opened ({found}); {_REMEDY}")
     return session
 
@@ -279,7 +279,7 @@ def _check_interface(session: onnxruntime.InferenceSession, name: str) -> tuple[
             return input_format, count
     found = f"inputs {_describe(inputs)}; outputs {_describe(outputs)}"
     raise ToolkitError(
-        f"{name} has another interface than the models of this toolkit. Found: {display(found)[:500]}. "
+        f"{name} has another interface than the models of this toolkit. Found: {escape(found)[:500]}. "
         f"Expected: {_EXPECTED}. `cifar export` writes such files"
     )
 
@@ -322,5 +322,5 @@ def _class_names(metadata: Mapping[str, str], classes: int, name: str) -> tuple[
         return tuple(names)
     raise ToolkitError(
         f"{name} does not name its {classes} outputs: its property {METADATA_PREFIX}class_names is "
-        f"{display(found)[:100] or 'missing'}, not a JSON list of {classes} different names; `cifar export` writes it"
+        f"{escape(found)[:100] or 'missing'}, not a JSON list of {classes} different names; `cifar export` writes it"
     )

@@ -22,7 +22,7 @@ except ImportError as error:
 from toolkit.data.channels import CIFAR10_STATISTICS, ChannelStatistics
 from toolkit.data.listing import MAX_CLASSES, MAX_NAME_LENGTH
 from toolkit.errors import ToolkitError
-from toolkit.files import display, quote, replacing
+from toolkit.files import escape, quote, replacing
 from toolkit.runs.torch_file import are_plain, read_torch_file
 
 FORMAT = 1
@@ -126,14 +126,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ToolkitError: no such file, or not a checkpoint of this toolkit.
     """
     if not os.path.lexists(path):
-        raise ToolkitError(f"no checkpoint at {display(path)}")
+        raise ToolkitError(f"no checkpoint at {escape(path)}")
     values, sha256 = read_torch_file(path)
     form = values.pop("format", None) if isinstance(values, dict) else None
     if not isinstance(form, int) or form != FORMAT:
-        raise ToolkitError(f"{display(path)} is not a checkpoint of this toolkit (format {FORMAT})")
+        raise ToolkitError(f"{escape(path)} is not a checkpoint of this toolkit (format {FORMAT})")
     values = _DEFAULTS | values
     if fault := _find_fault(values):
-        raise ToolkitError(f"{display(path)} is not a complete checkpoint: {fault}")
+        raise ToolkitError(f"{escape(path)} is not a complete checkpoint: {fault}")
     channels = values.pop("channels")
     statistics = ChannelStatistics(tuple(channels["mean"]), tuple(channels["std"]))
     names = tuple(values["class_names"])

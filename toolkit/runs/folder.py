@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.files import create_whole, display, open_regular, quote, replacing, shorten
+from toolkit.files import create_whole, escape, open_regular, quote, replacing, shorten
 from toolkit.recipes.recipe import Recipe, load_recipe
 from toolkit.reporting import Note, ignore
 from toolkit.runs.checkpoint import Checkpoint, save_checkpoint
@@ -176,8 +176,8 @@ class RunFolder:
     def damaged_summary_error(self, fault: str) -> ToolkitError:
         """Build the error for a summary that cannot be used."""
         return ToolkitError(
-            f"{display(self.summary)} is damaged ({fault}): remove it, and rewrite it with `cifar train --resume "
-            f"{display(self.path)}`"
+            f"{escape(self.summary)} is damaged ({fault}): remove it, and rewrite it with `cifar train --resume "
+            f"{escape(self.path)}`"
         )
 
 
@@ -216,7 +216,7 @@ def create_run(
         root.mkdir(parents=True, exist_ok=True)
         return RunFolder(_make_folder(root, [name] if name else _number_names(stem), recipe, init))
     except OSError as error:
-        raise ToolkitError(f"cannot create a run folder in {display(root)}: {error.strerror or error}") from error
+        raise ToolkitError(f"cannot create a run folder in {escape(root)}: {error.strerror or error}") from error
 
 
 def require_name(name: str) -> None:
@@ -241,7 +241,7 @@ def _make_folder(root: Path, names: list[str], recipe: Recipe, init: Checkpoint 
         except FileExistsError:
             continue
         return root / name
-    taken = display(root / names[0])
+    taken = escape(root / names[0])
     if not (root / names[0] / "recipe.toml").exists():
         raise UsageError(f"{taken} exists: choose another --name, or remove it")
     raise UsageError(f"the run {taken} exists: choose another --name, or --resume {taken}")
@@ -314,7 +314,7 @@ def find_checkpoint(target: str | None, *, data: str | None = None, root: Path =
     if target is not None and os.path.lexists(target) and not os.path.isdir(target):
         return Path(target)
     if target is not None and Path(target).suffix in (".onnx", ".pt"):
-        raise ToolkitError(f"no such file: {display(target)}")
+        raise ToolkitError(f"no such file: {escape(target)}")
     run = find_newest_finished_run(data=data, root=root, note=note) if target is None else open_run(target, root=root)
     if not run.best.is_file():
         raise ToolkitError(f"the run {run.path} has completed no epoch: `cifar train --resume {run.path}`")

@@ -11,7 +11,7 @@ from typing import Any
 
 from toolkit.data.dataset import FOUND_BY_NAME, PICTURES, DataSource, find_data, name_of_data
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.files import display, open_regular, replacing
+from toolkit.files import escape, open_regular, replacing
 from toolkit.reporting import Note, ignore
 
 FILE = "data.json"
@@ -80,8 +80,8 @@ def find_training_data(
         note(f"Using the {name} data, on which this model was trained")
         data = name
     elif data is None and name in (None, PICTURES) and (location := location_beside(model)):
-        note(f"Using the pictures in {display(location.path)}, on which this model was trained")
+        note(f"Using the pictures in {escape(location.path)}, on which this model was trained")
         data, skip_damaged = str(location.path), skip_damaged or location.skip_damaged
     elif data is None and name == PICTURES and name_of_data() != PICTURES:
-        raise UsageError(f"{display(model)} was trained on a folder of pictures: name it with --data FOLDER")
+        raise UsageError(f"{escape(model)} was trained on a folder of pictures: name it with --data FOLDER")
     return find_data(data, skip_damaged=skip_damaged, note=note, **callbacks)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ToolkitError, first_line
-from toolkit.files import display, open_regular, shorten
+from toolkit.files import escape, open_regular, shorten
 from toolkit.runs.pickle_structure import check_pickle
 
 # The largest network here takes 8 MB with the state of Adam.
@@ -40,7 +40,7 @@ def read_torch_file(path: Path) -> tuple[Any, str]:
         values = torch.load(_rewrite(content), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged and hostile files make the readers raise nearly everything
         raise ToolkitError(
-            f"{display(path)} is not a checkpoint that can be read safely: {shorten(first_line(error))}"
+            f"{escape(path)} is not a checkpoint that can be read safely: {shorten(first_line(error))}"
         ) from error
     return values, hashlib.sha256(content).hexdigest()
 

@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from toolkit.files import as_text, display
+from toolkit.files import as_text, escape
 from toolkit.inference import Failure, Prediction
 from toolkit.inference.image import count_pixels
 from toolkit.inference.output_format import format_predictions
@@ -141,7 +141,7 @@ def _find_beyond(pictures: list[Picture], limits: RequestLimits) -> dict[int, Fa
         if total + pixels > limits.total_pixels:
             beyond[place] = Failure(
                 picture.name,
-                f"{display(picture.name) or 'the picture'}: the pictures of this request have more than "
+                f"{escape(picture.name) or 'the picture'}: the pictures of this request have more than "
                 f"{limits.total_pixels:,} pixels in total, the limit; send this one in another request",
             )
         else:

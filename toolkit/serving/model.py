@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import ToolkitError
-from toolkit.files import display
+from toolkit.files import escape
 from toolkit.inference import Failure, Prediction, Session, open_model
 from toolkit.inference.image import read_image, read_picture
 from toolkit.inference.model_file import read_model
@@ -67,7 +67,7 @@ class ServedModel:
         """
         read = read_picture if self.session.takes_pictures else read_image
         try:
-            image = read(picture.content, name=display(picture.name) or None, max_pixels=max_pixels)
+            image = read(picture.content, name=escape(picture.name) or None, max_pixels=max_pixels)
         except ToolkitError as error:
             return Failure(picture.name, str(error))
         return predict_decoded(self.session, [(picture.name, image)], top)[0]

@@ -16,7 +16,7 @@ from uvicorn.supervisors import Multiprocess
 
 from toolkit.cores import available_cores
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.files import display
+from toolkit.files import escape
 from toolkit.inference import find_model
 from toolkit.serving.app import create_app
 from toolkit.serving.limits import RequestLimits
@@ -79,7 +79,7 @@ def serve(
         app = WorkerApp(copy, max(1, available_cores() // workers), limits)
         with _listen(host, port) as listener:
             announce(
-                f"Serving {display(path)} (SHA-256 {copy.sha256}) at {_url(listener)}, "
+                f"Serving {escape(path)} (SHA-256 {copy.sha256}) at {_url(listener)}, "
                 f"{session.note or f'running on {session.provider}'}"
             )
             _run_one(app, listener) if workers == 1 else _run_several(app, listener, workers, folder)
@@ -90,7 +90,7 @@ def _open_as(path: Path, copy: ModelCopy) -> ServedModel:
     try:
         return open_copy(copy)
     except ToolkitError as error:
-        raise type(error)(str(error).replace(display(copy.path), display(path))) from error
+        raise type(error)(str(error).replace(escape(copy.path), escape(path))) from error
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -100,7 +100,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, ValueError) as error:  # ValueError: a name that IDNA cannot encode
         reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
         raise ToolkitError(
-            f"cannot listen on {display(host)}, port {port}: {reason}; choose others with --host and --port"
+            f"cannot listen on {escape(host)}, port {port}: {reason}; choose others with --host and --port"
         ) from error
 
 

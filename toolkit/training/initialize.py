@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from toolkit.errors import ToolkitError
-from toolkit.files import display
+from toolkit.files import escape
 from toolkit.recipes.recipe import Recipe
 from toolkit.runs.checkpoint import SHIPPED_CHECKPOINT, Checkpoint, load_checkpoint
 from toolkit.runs.folder import RUNS, find_checkpoint
@@ -68,7 +68,7 @@ class InitializedLayers:
     def describe(self, init: Checkpoint) -> str:
         """One line for the user."""
         count = len(self.loaded) + len(self.new)
-        trained_on = display(init.data.get("name", "?"))
+        trained_on = escape(init.data.get("name", "?"))
         text = f"Initial weights of {len(self.loaded)} of {count} layers from a {init.model} trained on {trained_on}"
         if self.new:
             text += f"; new: {', '.join(self.new[:3])}"
