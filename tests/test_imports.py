@@ -155,6 +155,7 @@ def test_predict_registers_no_exit_handler_that_matters(tmp_path):
     )
 
 
+@pytest.mark.slow
 def run_python(code: str) -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr

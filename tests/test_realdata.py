@@ -17,6 +17,7 @@ WEIGHTS = ROOT / "toolkit" / "weights"
 
 pytestmark = [
     pytest.mark.realdata,
+    pytest.mark.slow,
     pytest.mark.skipif(not os.environ.get("CIFAR_DATA"), reason="$CIFAR_DATA is not set"),
 ]
 

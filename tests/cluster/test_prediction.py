@@ -154,6 +154,7 @@ def predict_command(pictures, out, model):
     return [sys.executable, "cli.py", "predict", str(pictures), "--out", str(out), "--model", str(model)]
 
 
+@pytest.mark.slow
 @posix
 def test_the_command_is_killed_and_repeated(tmp_path, model):
     """Without warning, in the middle: its processes end, and the same command completes what is missing."""

@@ -42,6 +42,8 @@ def same_as_undisturbed(seed_runs, source, root):
             assert same_weights(weights_of(getattr(run, name)), weights_of(getattr(alone, name)))
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @posix
 def test_seeds_survive_the_death_of_a_process_bit_by_bit(source, tmp_path, monkeypatch):
     seed_runs = begin(source, tmp_path / "runs")
@@ -57,6 +59,7 @@ def test_seeds_survive_the_death_of_a_process_bit_by_bit(source, tmp_path, monke
     assert seed_runs.write_summary()["n"] == 2
 
 
+@pytest.mark.slow
 def test_a_seed_that_fails_fails_alone_and_is_named(source, tmp_path):
     seed_runs = begin(source, tmp_path / "runs", epochs=1)
     seed_runs.runs[0].last.write_bytes(b"damaged")
@@ -73,6 +76,7 @@ def test_a_finished_seed_is_left_alone(source, tmp_path):
     assert seed_runs.runs[0].summary.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 @posix
 def test_the_command_interrupted_and_resumed_gives_the_summary_of_seeds(source, tmp_path):
     (tmp_path / "tiny.toml").write_text(tiny_recipe(6).as_toml())

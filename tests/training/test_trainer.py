@@ -38,6 +38,7 @@ from toolkit.training.step import TrainingStep
 from toolkit.training.trainer import train
 
 
+@pytest.mark.slow
 def test_learns_and_fills_the_run_folder(tmp_path, source):
     recipe = Recipe.from_dict({"epochs": 6, "batch_size": 16, "run": {"val_size": 20, "precision": "float32"}})
     run, records = run_all(recipe.replace({"data_augmentation": {"mixup_alpha": 0.0}}), source, tmp_path)
@@ -65,7 +66,13 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path, source, recipe):
     assert not same_weights(weights_of(first.last), weights_of(third.last))
 
 
-@pytest.mark.parametrize(("optimizer", "boundary"), [("SGD", 0), ("SGD", 1), ("SGD", 2), ("Adam", 1), ("Muon", 1)])
+@pytest.mark.parametrize(
+    ("optimizer", "boundary"),
+    [
+        ("Muon", 1),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("SGD", 0), ("SGD", 1), ("SGD", 2), ("Adam", 1)]),
+    ],
+)
 def test_resume_is_exact_from_every_epoch_boundary(tmp_path, source, recipe, optimizer, boundary):
     recipe = recipe.replace({"optimizer": optimizer, "learning_rate": {"Adam": 1e-3}.get(optimizer, 0.05)})
     whole, records = run_all(recipe, source, tmp_path)
@@ -108,6 +115,7 @@ def test_resume_refuses_a_recipe_that_was_edited(tmp_path, source, recipe):
         train_epochs(run, source, resume=True)
 
 
+@pytest.mark.slow
 def test_resume_of_a_run_that_was_stopped_before_it_began_begins(tmp_path, source, recipe):
     run = create_run(recipe, stem="run", root=tmp_path)
     assert len(train_epochs(run, source, resume=True)) == 3
@@ -151,6 +159,7 @@ def test_last_checkpoint_is_there_before_the_first_step(tmp_path, source, recipe
     assert load_checkpoint(run.last).epoch == 0
 
 
+@pytest.mark.slow
 def test_each_training_image_is_seen_once_an_epoch_and_no_validation_image(tmp_path, recipe, monkeypatch):
     """The images are recognized by what the step is given: no augmentation, a label for each image."""
     numbers = torch.arange(100)
@@ -221,7 +230,7 @@ def test_unknown_device(tmp_path, source, recipe):
         train(recipe, source=source, run=create_run(recipe, stem="run", root=tmp_path), device="gpu")
 
 
-@pytest.mark.parametrize(("optimizer", "rate"), [("SGD", 1e-2), ("Adam", 1e-4)])
+@pytest.mark.parametrize(("optimizer", "rate"), [("SGD", 1e-2), pytest.param("Adam", 1e-4, marks=pytest.mark.slow)])
 def test_against_a_plain_loop(tmp_path, source, optimizer, rate):
     """Two epochs without augmentation and dropout, beside the textbook's loop written out here."""
     recipe = Recipe.from_dict(
@@ -284,6 +293,7 @@ def test_crop_size_grows_at_the_share_of_the_epochs():
     assert [choose_crop_size(recipe, epoch) for epoch in (1, 3, 4, 10)] == [24, 24, 32, 32]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_the_last_boundary_and_says_how_to_go_on(tmp_path, number):

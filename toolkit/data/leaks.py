@@ -34,11 +34,14 @@ def check_labels(listing: Listing, digests: NDArray[np.bytes_], usable: NDArray[
     pairs = np.flatnonzero(same & (listing.labels[order[1:]] != listing.labels[order[:-1]]))
     if not len(pairs):
         return
+
+    def describe(index: int) -> str:
+        return f"{listing.escaped_path(index)} is {listing.class_names[listing.labels[index]]}"
+
     first, second = sorted(order[[pairs[0], pairs[0] + 1]].tolist())
     more = f"; so are {len(pairs) - 1:,} other pairs" if len(pairs) > 1 else ""
     raise ToolkitError(
-        f"the same picture has two labels: {listing.escaped_path(first)} is {listing.class_names[listing.labels[first]]}, "
-        f"{listing.escaped_path(second)} is {listing.class_names[listing.labels[second]]}{more}. Remove one of each pair"
+        f"the same picture has two labels: {describe(first)}, {describe(second)}{more}. Remove one of each pair"
     )
 
 

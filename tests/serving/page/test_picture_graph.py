@@ -43,6 +43,7 @@ def resizing_model() -> ModelProto:
     return prepend_picture_input(model)
 
 
+@pytest.mark.slow
 @pytest.fixture
 def resize(open_page):
     names = tuple(f"value {number}" for number in range(VALUES))
