@@ -155,12 +155,12 @@ def test_predict_registers_no_exit_handler_that_matters(tmp_path):
     )
 
 
-@pytest.mark.slow
 def run_python(code: str) -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_onnxruntimes_own_models_do_not_stand_in_for_ours(tmp_path):
     """onnxruntime.quantization puts its folder `transformers` on the path, in which there are `models` too."""
     code = (

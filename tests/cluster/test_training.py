@@ -43,7 +43,6 @@ def same_as_undisturbed(seed_runs, source, root):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @posix
 def test_seeds_survive_the_death_of_a_process_bit_by_bit(source, tmp_path, monkeypatch):
     seed_runs = begin(source, tmp_path / "runs")
@@ -68,6 +67,7 @@ def test_a_seed_that_fails_fails_alone_and_is_named(source, tmp_path):
     assert [run.is_finished for run in seed_runs.runs] == [False, True]
 
 
+@pytest.mark.slow
 def test_a_finished_seed_is_left_alone(source, tmp_path):
     seed_runs = begin(source, tmp_path / "runs", seeds=1, epochs=1)
     train_seeds(LocalEngine(1), seed_runs.runs, source=source, options=CPU)

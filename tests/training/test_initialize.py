@@ -80,7 +80,6 @@ def test_a_run_starts_from_the_weights_and_keeps_their_statistics(shipped, recip
     assert 0 < change < 0.1
 
 
-@pytest.mark.slow
 def test_without_initial_weights_the_statistics_are_those_of_the_training_images(recipe, tmp_path):
     source = colored_source()
     run, _ = run_all(recipe, source, tmp_path)
@@ -89,6 +88,7 @@ def test_without_initial_weights_the_statistics_are_those_of_the_training_images
     assert mean == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist(), abs=0.02)  # less the 20 images held out
 
 
+@pytest.mark.slow
 def test_resumes_exactly(shipped, recipe, tmp_path):
     source = colored_source()
     whole = create_run(recipe, stem="whole", root=tmp_path, init=shipped)

@@ -38,7 +38,6 @@ from toolkit.training.step import TrainingStep
 from toolkit.training.trainer import train
 
 
-@pytest.mark.slow
 def test_learns_and_fills_the_run_folder(tmp_path, source):
     recipe = Recipe.from_dict({"epochs": 6, "batch_size": 16, "run": {"val_size": 20, "precision": "float32"}})
     run, records = run_all(recipe.replace({"data_augmentation": {"mixup_alpha": 0.0}}), source, tmp_path)
@@ -57,6 +56,7 @@ def test_learns_and_fills_the_run_folder(tmp_path, source):
     assert find_newest_finished_run(root=tmp_path) == run
 
 
+@pytest.mark.slow
 def test_same_seed_same_run_and_another_seed_another(tmp_path, source, recipe):
     first, a = run_all(recipe, source, tmp_path)
     second, b = run_all(recipe, source, tmp_path)
@@ -115,12 +115,12 @@ def test_resume_refuses_a_recipe_that_was_edited(tmp_path, source, recipe):
         train_epochs(run, source, resume=True)
 
 
-@pytest.mark.slow
 def test_resume_of_a_run_that_was_stopped_before_it_began_begins(tmp_path, source, recipe):
     run = create_run(recipe, stem="run", root=tmp_path)
     assert len(train_epochs(run, source, resume=True)) == 3
 
 
+@pytest.mark.slow
 def test_resume_of_a_run_that_lost_its_last_checkpoint_begins_anew(tmp_path, source, recipe):
     run, records = run_all(recipe, source, tmp_path)
     run.last.unlink()
@@ -159,7 +159,6 @@ def test_last_checkpoint_is_there_before_the_first_step(tmp_path, source, recipe
     assert load_checkpoint(run.last).epoch == 0
 
 
-@pytest.mark.slow
 def test_each_training_image_is_seen_once_an_epoch_and_no_validation_image(tmp_path, recipe, monkeypatch):
     """The images are recognized by what the step is given: no augmentation, a label for each image."""
     numbers = torch.arange(100)
@@ -184,6 +183,7 @@ def test_each_training_image_is_seen_once_an_epoch_and_no_validation_image(tmp_p
     assert epochs[0] != epochs[1]
 
 
+@pytest.mark.slow
 def test_test_labels_and_images_change_nothing(tmp_path, recipe):
     """A run on data without any test images, and one on data with permuted test labels, come out the same."""
     train_images, test = colored_images(200, seed=0), colored_images(50, seed=1)

@@ -43,7 +43,6 @@ def resizing_model() -> ModelProto:
     return prepend_picture_input(model)
 
 
-@pytest.mark.slow
 @pytest.fixture
 def resize(open_page):
     names = tuple(f"value {number}" for number in range(VALUES))
@@ -58,6 +57,7 @@ def resize(open_page):
     return resize
 
 
+@pytest.mark.slow
 def test_pixels_are_those_of_the_picture_rule(resize):
     """At most one level apart; pictures of 32x32 unchanged."""
     for size in SIZES:
