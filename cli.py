@@ -83,8 +83,8 @@ def train(
         gpu_share=gpu_share,
     )
     with data_callbacks(note) as callbacks, jobs_bar("epochs") as progress:
-        train_elsewhere = functools.partial(train_on_engine, progress=progress, note=note)
-        result = launch(launch_options, display=TrainingDisplay, train_elsewhere=train_elsewhere, **callbacks)
+        run_on_engine = functools.partial(train_on_engine, progress=progress, note=note)
+        result = launch(launch_options, display=TrainingDisplay, train_on_engine=run_on_engine, **callbacks)
     where = {"folder" if result.several else "run": as_text(result.path)}
     render = seeds_lines if result.several else run_lines
     print_result(result.summary | where, lambda: render(result.path, result.summary), as_json=json_output)

@@ -148,6 +148,7 @@ def test_own_validation_pictures_are_used(tmp_path, cifar):
     done = cifar("train", "--data", "pets", "--init", "shipped", "--json", *SHORT, cwd=tmp_path)
     summary = json.loads(done.stdout)
     assert (summary["train_images"], summary["val_images"]) == (8, 8)
+    assert "Validation: 10%" not in done.stderr
 
 
 def test_presets_hold_a_share_out_and_a_number_that_is_too_large_is_an_error(tmp_path, cifar):

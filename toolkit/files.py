@@ -264,7 +264,7 @@ def quote(value: object, *, limit: int = 120) -> str:
 
 
 def as_text(name: str | os.PathLike[str]) -> str:
-    r"""Convert `name` to valid Unicode for JSON and CSV: a byte that is not UTF-8 becomes `\xff`."""
+    r"""Convert `name` to valid Unicode, for JSON: a byte that is not UTF-8 becomes `\xff`."""
     return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

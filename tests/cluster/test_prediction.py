@@ -97,6 +97,16 @@ def test_another_command_is_refused_and_changes_nothing(folder, tmp_path, model,
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_parts_without_a_plan_are_refused_and_kept(folder, tmp_path, model):
+    out = tmp_path / "out"
+    predict([folder], out, model)
+    (out / "plan.json").unlink()
+    before = identities(out)
+    with pytest.raises(ToolkitError, match=r"part-0000\d.csv is a part, but .*plan.json is missing: remove the parts"):
+        predict([folder], out, model)
+    assert identities(out) == before
+
+
 def test_bad_pictures_are_listed_beside_their_part(folder, tmp_path, model):
     (folder / "04.png").write_bytes(b"no picture")
     out = tmp_path / "out"

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.support.cluster import Disturbed, kill_last, record_processes, tiny_data, tiny_recipe
+from tests.support.pictures import write_colored_folder
 from tests.support.serving import wait_until
 from tests.support.sources import ROOT
 from tests.support.training import same_weights, train_epochs, weights_of
@@ -99,6 +100,18 @@ def test_the_command_interrupted_and_resumed_gives_the_summary_of_seeds(source, 
     assert json.loads((tmp_path / "runs/tiny-resnet20-seeds/seeds.json").read_text()) | summary == summary
     assert "seed0: finished" in done.stderr
     assert "12 of 12 epochs" in done.stderr
+
+
+@pytest.mark.slow
+def test_seeds_of_pictures_skip_damaged_ones_and_record_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = write_colored_folder(tmp_path / "pets", {"train/cat": 9, "train/dog": 9, "test/cat": 4, "test/dog": 4})
+    (folder / "train/cat/broken.png").write_bytes(b"no picture")
+    seed_runs = begin(find_data(str(folder), skip_damaged=True), tmp_path / "runs", epochs=1)
+    source = find_data(str(folder), skip_damaged=True)
+    train_seeds(LocalEngine(2), seed_runs.runs, source=source, options=CPU)
+    for run in seed_runs.runs:
+        assert [entry["path"] for entry in run.read_summary()["findings"]["skipped"]] == ["train/cat/broken.png"]
 
 
 def test_options_that_do_not_fit(cifar, tmp_path):

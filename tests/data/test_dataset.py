@@ -17,6 +17,7 @@ from torchvision.datasets import CIFAR10 as TORCHVISION_CIFAR10
 from torchvision.datasets import CIFAR100 as TORCHVISION_CIFAR100
 
 from tests.support.pictures import open_pictures, pixels_of, write_split_folder
+from tests.support.sources import FixedSource, colored_images
 from toolkit.data import cifar
 from toolkit.data.cifar import CIFAR10, CIFAR100, CLASS_NAMES, MEAN, STD, read_cifar
 from toolkit.data.dataset import DataSource, data_identity, data_status, fetch_data, find_data, write_samples
@@ -352,6 +353,15 @@ def test_samples_are_the_first_test_images_of_each_class(tmp_path: Path) -> None
     with Image.open(tmp_path / "new" / "ring-0002.png") as picture:
         assert (picture.format, picture.mode) == ("PNG", "RGB")
         assert np.array_equal(np.asarray(picture), test.images[second_ring].permute(1, 2, 0).numpy())
+
+
+def test_samples_of_classes_with_similar_names_have_files_of_their_own(tmp_path: Path) -> None:
+    source = FixedSource("colored", None, ("a:b", "a?b"), test_images=colored_images(2, seed=1))
+    paths = write_samples(source, tmp_path)
+    assert len({path.name for path in paths}) == 2
+    for path, image in zip(paths, source.test().images, strict=True):
+        with Image.open(path) as picture:
+            assert np.array_equal(np.asarray(picture), image.permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("per_class", [0, -1, 101])

@@ -136,7 +136,7 @@ def test_the_digest_of_a_listing_changes_with_a_file(tmp_path):
 
 
 def test_remarks_on_what_is_ignored(tmp_path):
-    write_folder(tmp_path, {**TWO_CLASSES, "extra/c": [5], "train": [6]})
+    write_folder(tmp_path, {**TWO_CLASSES, "extra/c": [5], "train": [6], "": [7]})
     (tmp_path / "train" / "empty").mkdir()
     (tmp_path / "train" / "c").write_text("not a folder")
     notes = [note.replace(str(tmp_path), "ROOT") for note in open_pictures(tmp_path).findings().notes]
@@ -144,7 +144,7 @@ def test_remarks_on_what_is_ignored(tmp_path):
         "ROOT/extra is ignored: its name is not that of a split",
         "ROOT/train/c is a file, not a class folder: ignored",
         "ROOT/train/empty has no pictures: ignored",
-        "ignored 1 picture outside of a class folder, such as ROOT/train/6.png",
+        "ignored 2 pictures outside of a class folder, such as ROOT/7.png",
     ]
 
 

@@ -139,7 +139,7 @@ def begin_plan(
     top: int,
     part_size: int = PART_SIZE,
 ) -> Plan:
-    """Write the plan, the list and a copy of the model; keep finished parts only if the plan is the same as before.
+    """Write the plan, the list and a copy of the model. Finished parts are kept; another plan is an error.
 
     Args:
         folder: locked by the caller.
@@ -148,10 +148,14 @@ def begin_plan(
         working_folder, format, top, part_size: see `Plan`. An existing plan keeps its part size.
 
     Raises:
-        ToolkitError: the folder holds another plan; a file cannot be read or written.
+        ToolkitError: the folder holds another plan, or parts without one; a file cannot be read or written.
     """
     content = read_model(model)
     existing = read_plan(folder) if folder.plan.exists() else None
+    if existing is None and (part := next(folder.path.glob("part-*"), None)):
+        raise ToolkitError(
+            f"{escape(part)} is a part, but {escape(folder.plan)} is missing: remove the parts, or choose another --out"
+        )
     size = existing.part_size if existing else part_size
     with replacing(folder.pictures) as temporary:
         with temporary.open("w", encoding="ascii") as file:

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
@@ -89,7 +90,8 @@ def _connect(address: str | None) -> Any:
             address, error, hint="if it requires a token, set RAY_AUTH_MODE=token and copy ~/.ray/auth_token; "
         ) from error
     finally:
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler ends the process without a message
+        if on_sigterm is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's handler ends the process without a message
     return ray
 
 

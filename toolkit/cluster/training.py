@@ -7,7 +7,7 @@ from pathlib import Path
 from toolkit.cluster.engines import open_training_engine
 from toolkit.cluster.jobs import Engine, Job, Outcome, describe_failures
 from toolkit.data import cifar
-from toolkit.data.dataset import DataSource, find_data
+from toolkit.data.dataset import DataSource, PictureSource, find_data
 from toolkit.errors import ToolkitError
 from toolkit.reporting import Note, Progress, ignore
 from toolkit.runs.folder import RunFolder
@@ -48,7 +48,7 @@ def train_seeds(
 ) -> None:
     """Train runs to the end, or resume them, as jobs of an engine.
 
-    A run of several processes or machines is bit-identical to one of a single process with as many processor threads.
+    A resumed run is bit-identical to an uninterrupted one on the same hardware with as many processor threads.
 
     Args:
         engine: where they are trained.
@@ -66,7 +66,7 @@ def train_seeds(
     failures: list[Outcome] = []
 
     def report_progress() -> None:
-        progress(sum(len(run.read_metrics()) for run in runs), epochs)
+        progress(sum(run.count_epochs() for run in runs), epochs)
 
     report_progress()
     with contextlib.closing(engine.run(jobs, on_wait=report_progress)) as outcomes:
@@ -100,6 +100,7 @@ def seed_job(run: RunFolder, *, source: DataSource, options: LaunchOptions) -> J
         "run": str(run.path.resolve()),
         "data": source.name,
         "folder": str(source.folder.resolve()) if source.folder else None,
+        "skip_damaged": isinstance(source, PictureSource) and source.skip_damaged,
         "device": options.device,
         "step": options.step,
         "tensorboard": options.tensorboard,
@@ -107,7 +108,9 @@ def seed_job(run: RunFolder, *, source: DataSource, options: LaunchOptions) -> J
     return Job(run.path.name, train_seed, arguments)
 
 
-def train_seed(*, run: str, data: str, folder: str | None, device: str, step: StepMode, tensorboard: bool) -> None:
+def train_seed(
+    *, run: str, data: str, folder: str | None, skip_damaged: bool, device: str, step: StepMode, tensorboard: bool
+) -> None:
     """Train one seed in its run folder, or resume it there; do nothing if it is finished.
 
     Raises:
@@ -120,7 +123,7 @@ def train_seed(*, run: str, data: str, folder: str | None, device: str, step: St
     with tensorboard_log(run_folder.path) if tensorboard else contextlib.nullcontext(ignore) as log:
         train(
             run_folder.read_recipe(),
-            source=_open_source(data, folder),
+            source=_open_source(data, folder, skip_damaged=skip_damaged),
             run=run_folder,
             device=device,
             resume=run_folder.last.is_file(),
@@ -129,10 +132,10 @@ def train_seed(*, run: str, data: str, folder: str | None, device: str, step: St
         )
 
 
-def _open_source(name: str, folder: str | None) -> DataSource:
+def _open_source(name: str, folder: str | None, *, skip_damaged: bool) -> DataSource:
     """Find the data by name and place: a folder may hold both CIFAR-10 and CIFAR-100."""
     if folder is None:
         return find_data(name)
     if which := cifar.BY_NAME.get(name):
         return DataSource(name=name, folder=Path(folder), class_names=which.class_names)
-    return find_data(folder)
+    return find_data(folder, skip_damaged=skip_damaged)

@@ -89,9 +89,11 @@ class PictureSource(DataSource):
     """A folder or CSV file of pictures, decoded once.
 
     Attributes:
+        skip_damaged: whether pictures that cannot be read are left out.
         load: decodes the pictures, or returns those that were decoded before.
     """
 
+    skip_damaged: bool
     load: Callable[[], PictureSet] = field(repr=False, compare=False)
 
     def train(self) -> Images:
@@ -183,7 +185,13 @@ def find_data(
                 listing, cache_folder() / PICTURES, skip_damaged=skip_damaged, on_progress=on_pictures, note=note
             )
         )
-        return PictureSource(name=PICTURES, folder=location.path, class_names=listing.class_names, load=load)
+        return PictureSource(
+            name=PICTURES,
+            folder=location.path,
+            class_names=listing.class_names,
+            skip_damaged=skip_damaged,
+            load=load,
+        )
     dataset = cifar.BY_NAME[location.name]
     missing = [name for name in dataset.archive.files if not (location.path / dataset.archive.folder / name).is_file()]
     if missing and location.chosen_by != _CACHE:
@@ -289,6 +297,8 @@ def write_samples(source: DataSource, folder: Path, *, per_class: int = 1) -> li
         first = (test.labels == label).nonzero().flatten()[:per_class]
         for number, image in enumerate(test.images[first], start=1):
             path = folder / f"{_as_file_name(class_name)}-{number:04}.png"
+            if path in paths:  # another class has the same name without its special characters
+                path = folder / f"{_as_file_name(class_name)}-class{label}-{number:04}.png"
             with replacing(path) as temporary:
                 Image.fromarray(image.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
             paths.append(path)

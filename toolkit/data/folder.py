@@ -47,6 +47,9 @@ def list_folder(root: Path) -> Listing:
         for entry in folders:
             if entry.path not in splits.values():
                 scan.notes.append(f"{escape(entry.path)} is ignored: its name is not that of a split")
+        for entry in top:
+            if is_picture_name(entry.name) and not scan.is_folder(entry):
+                scan.count_loose(entry)
         for split, path in sorted(splits.items()):
             scan.add_classes(scan.list_entries(path), split)
     else:
@@ -79,10 +82,14 @@ class _Scan:
             if self.is_folder(entry):
                 self.add_class(entry, split)
             elif is_picture_name(entry.name):
-                self.loose += 1
-                self.loose_example = self.loose_example or escape(entry.path)
+                self.count_loose(entry)
             elif "." not in entry.name and entry.name.lower() not in _DOCUMENTS:
                 self.notes.append(f"{escape(entry.path)} is a file, not a class folder: ignored")
+
+    def count_loose(self, picture: os.DirEntry[str]) -> None:
+        """Count a picture outside of a class folder."""
+        self.loose += 1
+        self.loose_example = self.loose_example or escape(picture.path)
 
     def add_class(self, folder: os.DirEntry[str], split: int) -> None:
         """Add the pictures in a class folder and in the folders within it."""

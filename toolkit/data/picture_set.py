@@ -196,7 +196,8 @@ def _require_classes(listing: Listing, splits: NDArray[np.uint8]) -> None:
         )
     if not (splits == TEST).any():
         raise ToolkitError(
-            f"{escape(listing.root)}: there are no test pictures: every class has a single picture; add pictures"
+            f"{escape(listing.root)}: there are no test pictures: all are unreadable, or no class has two different "
+            "pictures"
         )
 
 

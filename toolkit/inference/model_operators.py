@@ -160,11 +160,10 @@ def _infer_elementwise(inputs: Sequence[Value], attributes: Mapping[str, Attribu
     _require(bool(pictures), "constants alone")
     output = pictures[0]
     for value in inputs:
-        shape = (1, *output.shape)[-len(value.shape) :] if value.constant and value.shape else output.shape
-        fits = len(value.shape) <= 1 + len(output.shape) and all(
-            size == full or (size == 1 and value.constant) for size, full in zip(value.shape, shape, strict=False)
-        )
-        _require(fits and (value.constant or value.shape == output.shape), f"the shapes {_shapes(inputs)}")
+        full = (1, *output.shape)  # with the batch
+        sizes = zip(reversed(value.shape), reversed(full), strict=False)
+        broadcast = len(value.shape) <= len(full) and all(size in (1, whole) for size, whole in sizes)
+        _require(broadcast if value.constant else value.shape == output.shape, f"the shapes {_shapes(inputs)}")
     return Value(output.dtype, output.shape)
 
 

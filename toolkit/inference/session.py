@@ -216,8 +216,7 @@ def _open_on_gpu(content: bytes, options: onnxruntime.SessionOptions, provider: 
         raise ToolkitError(f"no NVIDIA driver with a GPU was found, and {provider} needs one")
     with _captured_output() as said:
         try:
-            if hasattr(onnxruntime, "preload_dlls"):  # finds the CUDA libraries that pip installed for torch
-                onnxruntime.preload_dlls()
+            onnxruntime.preload_dlls()  # finds the CUDA libraries that pip installed for torch
             session = _start(content, options, _GPU_CHAINS[provider])
         except Exception as error:  # as above
             raise ToolkitError(f"{provider} could not be opened ({first_line(error)}); {_REMEDY}") from error

@@ -129,6 +129,13 @@ class RunFolder:
                 records.append(record)
         return records
 
+    def count_epochs(self) -> int:
+        """Count the lines of the metrics, without parsing them. Raises `ToolkitError` as `read_metrics` does."""
+        if not self.metrics.is_file() or self.metrics.stat().st_size == 0:
+            return 0
+        with open_regular(self.metrics, max_bytes=MAX_METRICS_BYTES) as file:
+            return file.read(MAX_METRICS_BYTES).count(b"\n")
+
     def truncate_metrics(self, epochs: int) -> None:
         """Keep the records of the first `epochs` epochs; later epochs will be trained again."""
         if not os.path.lexists(self.metrics):

@@ -37,7 +37,11 @@ _STORAGE_REFERENCE = (TEXT, STORAGE_TYPE, TEXT, TEXT, NUMBER)
 
 
 def check_pickle(content: bytes) -> None:
-    """Raise `ValueError` for anything that the pickle of a checkpoint of this toolkit does not contain."""
+    """Check that a pickle contains only what a checkpoint of this toolkit does.
+
+    Raises:
+        ValueError, LookupError, TypeError: it contains something else, or is damaged.
+    """
     if len(content) > MAX_BYTES:
         raise ValueError(f"its pickle has {len(content):,} bytes")
     machine = _Machine()

@@ -112,7 +112,7 @@ class SeedRuns:
         rows = [_extract_figures(run, summary) for run, summary in zip(self.runs, summaries, strict=True)]
         common: dict[str, Any] = {}
         for name in CONDITIONS:
-            values = [summary.get(name) for summary in summaries]  # older summaries lack the newer conditions
+            values = [summary[name] for summary in summaries]
             if all(value == values[0] for value in values):
                 common[name] = values[0]
             else:

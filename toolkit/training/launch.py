@@ -1,4 +1,4 @@
-"""Start what `cifar train` is asked for: a new run, an interrupted run, or several seeds of one recipe."""
+"""Run `cifar train`: start a new run, resume an interrupted one, or train several seeds of one recipe."""
 
 import contextlib
 import shlex
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from toolkit.data.dataset import PICTURES, DataSource, find_data
+from toolkit.data.dataset import PICTURES, DataSource, PictureSource, find_data
 from toolkit.device import choose_device
 from toolkit.errors import UsageError
 from toolkit.interrupt import describe_interrupt
@@ -23,7 +23,7 @@ from toolkit.runs.folder import (
     require_name,
 )
 from toolkit.runs.location import DataLocation, find_training_data
-from toolkit.runs.seeds import SeedRuns, begin_seeds
+from toolkit.runs.seeds import SeedRuns, begin_seeds, open_seeds
 from toolkit.training.initialize import load_initial
 from toolkit.training.step import StepMode, choose_mode
 from toolkit.training.tensorboard import require_tensorboard, tensorboard_log
@@ -107,7 +107,7 @@ class Display(Protocol):
 
 
 MakeDisplay = Callable[..., Display]  # (recipe, *, epochs_done, suggest_fast)
-TrainElsewhere = Callable[[LaunchOptions, Sequence[RunFolder], DataSource], None]
+TrainOnEngine = Callable[[LaunchOptions, Sequence[RunFolder], DataSource], None]
 
 
 def launch(
@@ -115,30 +115,31 @@ def launch(
     *,
     display: MakeDisplay,
     note: Note = ignore,
-    train_elsewhere: TrainElsewhere | None = None,
+    train_on_engine: TrainOnEngine | None = None,
     **data_callbacks: Any,
 ) -> LaunchResult:
-    """Train what the options ask for. All that can be checked without the data is checked before they are fetched.
+    """Train as the options request. Options, names and recipe are validated before the data are fetched.
 
     Args:
-        options: see there.
+        options: see `LaunchOptions`.
         display: makes the display of one run: `toolkit.display.TrainingDisplay`.
         note: called with one line before each run.
-        train_elsewhere: trains the unfinished runs of several seeds where `options.on` says; used with `on` only.
+        train_on_engine: trains the unfinished seeds on the engine `options.on`; not used if that is None.
         data_callbacks: `progress` and `on_pictures` of `find_data`.
 
     Raises:
         KeyboardInterrupt: interrupted; its message names the command that resumes.
         ToolkitError, UsageError: as `train`, `load_recipe`, `create_run`, `begin_seeds` and `find_data`.
     """
-    choose_mode(options.step, choose_device(options.device))
+    if options.on in (None, "local"):  # else the cluster's devices count
+        choose_mode(options.step, choose_device(options.device))
     if options.name is not None:
         require_name(options.name)
     if options.tensorboard:
         require_tensorboard()
     if options.on is not None and options.seeds is None:
         raise UsageError("--on trains several seeds at once: give their number with --seeds N")
-    launcher = _Launcher(options, display, note, train_elsewhere if options.on else None, data_callbacks)
+    launcher = _Launcher(options, display, note, train_on_engine if options.on is not None else None, data_callbacks)
     if options.resume is not None:
         return launcher.resume_run(options.resume)
     if options.seeds is not None:
@@ -154,11 +155,11 @@ class _Launcher:
         options: LaunchOptions,
         display: MakeDisplay,
         note: Note,
-        train_elsewhere: TrainElsewhere | None,
+        train_on_engine: TrainOnEngine | None,
         data_callbacks: dict[str, Any],
     ) -> None:
         self.options, self.display, self.note = options, display, note
-        self.train_elsewhere, self.data_callbacks = train_elsewhere, data_callbacks
+        self.train_on_engine, self.data_callbacks = train_on_engine, data_callbacks
 
     def resume_run(self, name: str) -> LaunchResult:
         options = self.options
@@ -201,32 +202,37 @@ class _Launcher:
         source = self._find_training_data(root / name / "seed0" / "last.pt")
         self._suggest_init(source)
         recipe = self._fit_to_data(recipe, source)
+        existing = [run.path for run in begun.runs if run.path.exists()] if (begun := open_seeds(root / name)) else []
         seed_runs = begin_seeds(recipe, seeds=seeds, source=source, name=name, root=root, init=init)
-        with _remove_if_not_begun(*seed_runs.runs):
+        with _remove_if_not_begun(*seed_runs.runs, keep=existing):
             unfinished = seed_runs.find_unfinished()
-            for run in seed_runs.runs:
+            for run in unfinished:
                 self._record_location(run, source)
             for run in seed_runs.runs:
                 if run not in unfinished:
                     self.note(f"Finished before: {run.path}")
-                elif self.train_elsewhere is None:
-                    resume = self._resume_seeds(seed_runs)
-                    self._train(run, source=source, resume=run.last.is_file(), resume_command=resume)
-            if self.train_elsewhere is not None and unfinished:
-                self._train_elsewhere(seed_runs, source, self.train_elsewhere)
+                elif self.train_on_engine is None:
+                    self._train(run, source=source, resume=run.last.is_file(), seed_runs=seed_runs)
+            if self.train_on_engine is not None and unfinished:
+                self._train_on_engine(seed_runs, unfinished, source, self.train_on_engine)
         return LaunchResult(seed_runs.path, seed_runs.write_summary(), several=True)
 
-    def _train_elsewhere(self, seed_runs: SeedRuns, source: DataSource, train_elsewhere: TrainElsewhere) -> None:
-        unfinished = seed_runs.find_unfinished()
+    def _train_on_engine(
+        self, seed_runs: SeedRuns, unfinished: list[RunFolder], source: DataSource, train_on_engine: TrainOnEngine
+    ) -> None:
         self.note(f"Training {len(unfinished)} seeds on {source.name} with {self.options.on}, in {seed_runs.path}")
-        try:
-            train_elsewhere(self.options, unfinished, source)
-        except KeyboardInterrupt as interrupt:
+
+        def describe() -> str:
+            if not _have_begun(*seed_runs.runs):
+                return _NOTHING_KEPT
             finished = seed_runs.n - len(seed_runs.find_unfinished())
-            raise KeyboardInterrupt(
+            return (
                 f"interrupted; {finished} of {seed_runs.n} seeds are finished, and the completed epochs of the others "
-                f"are kept in {seed_runs.path}. Resume with: {self._resume_seeds(seed_runs)}"
-            ) from interrupt
+                f"are kept in {seed_runs.path}. Resume with: {self._make_seeds_command(seed_runs)}"
+            )
+
+        with describe_interrupt(describe):
+            train_on_engine(self.options, unfinished, source)
 
     @property
     def _recipe_name(self) -> str:
@@ -242,9 +248,11 @@ class _Launcher:
         return recipe.replace(changes)
 
     def _fit_to_data(self, recipe: Recipe, source: DataSource) -> Recipe:
-        """Under a preset, hold a share of the user's own pictures out rather than as many as of CIFAR-10."""
+        """On the user's own pictures, replace a preset's `val_size`, which is meant for CIFAR-10."""
         own_size = "val_size" in self.options.changes.get("run", {}) or self._recipe_name not in preset_names()
         if source.name != PICTURES or own_size or recipe.run.val_size in (0, PICTURES_VAL_SIZE):
+            return recipe
+        if source.val() is not None:  # the data set's own
             return recipe
         self.note(f"Validation: {PICTURES_VAL_SIZE:.0%} of the training pictures; --val-size changes that")
         return recipe.replace({"run": {"val_size": PICTURES_VAL_SIZE}})
@@ -257,8 +265,8 @@ class _Launcher:
 
     def _record_location(self, run: RunFolder, source: DataSource) -> None:
         """Record where the pictures are, so that later commands find them without --data."""
-        if source.name == PICTURES and source.folder is not None:
-            DataLocation(source.folder, skip_damaged=self.options.skip_damaged).write(run.path)
+        if isinstance(source, PictureSource) and source.folder is not None:
+            DataLocation(source.folder, skip_damaged=source.skip_damaged).write(run.path)
 
     def _stem(self, recipe: Recipe) -> str:
         """`fast-resnet20`: the recipe, or the run folder that a recipe.toml lies in, and the model."""
@@ -286,7 +294,8 @@ class _Launcher:
             **self.data_callbacks,
         )
 
-    def _resume_seeds(self, seed_runs: SeedRuns) -> str:
+    def _make_seeds_command(self, seed_runs: SeedRuns) -> str:
+        """The command that resumes these seeds."""
         options = self.options
         recipe = str(seed_runs.runs[0].recipe_path)  # its own seed does not count
         arguments = ["--seeds", str(seed_runs.n), "--recipe", recipe, "--name", seed_runs.path.name]
@@ -300,9 +309,9 @@ class _Launcher:
         *,
         source: DataSource,
         resume: bool = False,
-        resume_command: str | None = None,
+        seed_runs: SeedRuns | None = None,
     ) -> LaunchResult:
-        """Train one run and show its progress."""
+        """Train one run, alone or as one of `seed_runs`, and show its progress."""
         recipe, options = run.read_recipe(), self.options
         if source.name == PICTURES:
             source.train()  # decodes the pictures before the display of the run is shown
@@ -312,9 +321,12 @@ class _Launcher:
         log_to_tensorboard = tensorboard_log(run.path) if options.tensorboard else contextlib.nullcontext(ignore)
 
         def describe() -> str:
+            if not _have_begun(*(seed_runs.runs if seed_runs else [run])):
+                return _NOTHING_KEPT
             epochs = len(run.read_metrics())
             state = f"{epochs} of {recipe.epochs} epochs are kept in" if epochs else "no epoch was completed in"
-            command = resume_command or options.resume_command("--resume", str(run.path))
+            resume_one = options.resume_command("--resume", str(run.path))
+            command = self._make_seeds_command(seed_runs) if seed_runs else resume_one
             return f"interrupted; {state} {run.path}. Resume with: {command}"
 
         with describe_interrupt(describe), shown, log_to_tensorboard as log:
@@ -337,16 +349,26 @@ class _Launcher:
         return LaunchResult(run.path, summary, several=False)
 
 
+_NOTHING_KEPT = "interrupted before the first checkpoint; nothing was kept"
+
+
+def _have_begun(*runs: RunFolder) -> bool:
+    """Whether any run has a checkpoint."""
+    return any(run.last.exists() for run in runs)
+
+
 @contextlib.contextmanager
-def _remove_if_not_begun(*runs: RunFolder) -> Iterator[None]:
+def _remove_if_not_begun(*runs: RunFolder, keep: Sequence[Path] = ()) -> Iterator[None]:
     """Remove run folders after a failure before the first checkpoint: they hold nothing but their recipes.
 
     As soon as one of several seeds has a checkpoint, all folders stay: a missing folder would be missing in summaries.
+    The folders in `keep` stay: another process may have created them.
     """
     try:
         yield
     except BaseException:
-        if not any(run.last.exists() for run in runs):
+        if not _have_begun(*runs):
             for run in runs:
-                run.remove()
+                if run.path not in keep:
+                    run.remove()
         raise

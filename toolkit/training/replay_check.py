@@ -17,9 +17,9 @@ class ReplayCheck:
     afterwards: a run trains to the same weights with and without the check.
 
     Args:
-        tensors: everything that a step changes: weights, buffers, optimizer state, sums. Called anew for
-            each check, because optimizers create their state at the first step.
-        loss: the sum of losses among `tensors`, which each step adds to; float32 ().
+        tensors: everything that a step changes: weights, buffers, optimizer state, sums. Called anew for each check,
+            because optimizers create their state at the first step.
+        sums: the running sums among `tensors`: loss and correct predictions, float32 (2,).
         learning_rates: the tensors () from which the step reads its learning rates, each with its highest value of the
             run; the trials use that value and half of it.
         dtype: number format of the forward pass. Rounding may differ from one execution to the next, because sums on
@@ -31,11 +31,11 @@ class ReplayCheck:
         self,
         *,
         tensors: Callable[[], list[Tensor]],
-        loss: Tensor,
+        sums: Tensor,
         learning_rates: list[tuple[Tensor, float]],
         dtype: torch.dtype,
     ) -> None:
-        self.tensors, self.loss, self.learning_rates = tensors, loss, learning_rates
+        self.tensors, self.sums, self.learning_rates = tensors, sums, learning_rates
         self.tolerance = torch.finfo(dtype).eps ** (1 / 3)  # 0.2 for bfloat16, 0.005 for float32
 
     def find_difference(self, replay: Step, eager: Step, indices: Tensor) -> str | None:
@@ -65,7 +65,7 @@ class ReplayCheck:
     @contextmanager
     def _temporary_state(self, seed: int, share: float) -> Iterator[None]:
         """Seed the generators and set the learning rates to a share of the highest; put everything back at the end."""
-        device = self.loss.device
+        device = self.sums.device
         before, rates_before = self._clones(), [rate.clone() for rate, _ in self.learning_rates]
         for rate, highest in self.learning_rates:
             rate.fill_(share * highest)
@@ -82,7 +82,8 @@ class ReplayCheck:
             eager_change, difference = _norm(tensor - start), _norm(tensor - after_replay)
             rounding = 1e-5 * _norm(start)  # updates far below the weights' own rounding are not compared
             if not difference <= self.tolerance * eager_change + rounding:  # NaN compares false
-                what = "the loss" if tensor is self.loss else f"a tensor of shape {tuple(tensor.shape)}"
+                shape = f"a tensor of shape {tuple(tensor.shape)}"
+                what = "the sum of losses and of correct predictions" if tensor is self.sums else shape
                 return f"{what} changes by {eager_change:.3g}, and differs by {difference:.3g}"
         return None
 

@@ -100,7 +100,7 @@ class TrainingStep:
         mixed_labels, label_weight = labels, torch.ones((), device=labels.device)
         if self.augmentation.mixup_alpha > 0:
             images, mixed_labels, label_weight = mixup(images, labels, self.augmentation.mixup_alpha)
-        logits = self._logits(self.network, images)
+        logits = self._logits(images)
         loss = self._loss(logits, labels, mixed_labels, label_weight)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -115,18 +115,18 @@ class TrainingStep:
             loss = loss + (1 - label_weight) * F.cross_entropy(logits, mixed_labels, label_smoothing=smoothing)
         return loss
 
-    def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
+    def _logits(self, images: Tensor) -> Tensor:
         """Float32 (B, K)."""
         # No cache of converted weights: a step uses each weight once, and a captured graph must not refer to the cache.
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False):
-            logits: Tensor = network(images)
+            logits: Tensor = self.network(images)
         return logits.float()
 
     def _capture(self, recorder: Recorder, note: Note) -> CapturedStep:
         scales = [group["lr_scale"] for group in self.optimizer.param_groups]
         highest = [self.recipe.learning_rate * scale for scale in scales]
         rates = list(zip(self._rates, highest, strict=True))
-        check = ReplayCheck(tensors=self._state, loss=self._sums, learning_rates=rates, dtype=self.dtype)
+        check = ReplayCheck(tensors=self._state, sums=self._sums, learning_rates=rates, dtype=self.dtype)
         return CapturedStep(
             self._update,
             batch_size=self.recipe.batch_size,

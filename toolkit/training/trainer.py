@@ -48,6 +48,8 @@ from toolkit.training.initialize import load_fitting_layers, require_unseen_vali
 from toolkit.training.optimizers import make_optimizer
 from toolkit.training.step import StepMode, TrainingStep, choose_mode
 
+_DEVICE_OPTIONS = {"capturable", "fused"}  # of an optimizer; a checkpoint has those of the device that saved it
+
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -134,7 +136,7 @@ def train(
         else:
             trainer.begin()
         for epoch in range(trainer.epoch + 1, recipe.epochs + 1):
-            if trainer.is_out_of_patience(epoch - 1):
+            if trainer.should_stop_early(epoch - 1):
                 break
             on_epoch(trainer.train_epoch(epoch, on_progress))
         return trainer.finish()
@@ -176,7 +178,7 @@ class _Trainer:
             self.train_images, self.val_images = images, own_val
         else:
             self.train_images, self.val_images = split_images(images, recipe.run.val_size)
-        # Those of the network that the run starts from:
+        # Initial weights keep their own statistics:
         self.statistics = init.statistics if init else choose_channel_statistics(source.name, self.train_images.images)
         self.model_args: dict[str, Any] = {"num_classes": len(self.class_names), "dropout_rate": recipe.dropout_rate}
         let_cudnn_choose(device)
@@ -187,7 +189,7 @@ class _Trainer:
             if own_val is None:
                 require_unseen_validation(init, recipe, self.identity)
             self.init_note = load_fitting_layers(self.network, init, self.class_names).describe(init)
-        self._on_device(self.network)
+        self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.network, recipe)
         self.step = TrainingStep(
             self.network,
@@ -204,9 +206,6 @@ class _Trainer:
         self.noted_busy_cores = False
         self.seconds = 0.0  # over all epochs, and over all processes that trained them
 
-    def _on_device(self, network: ResNet) -> ResNet:
-        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
     def begin(self) -> None:
         """Write the initial network to disk, so that a run can be resumed before its first epoch is complete."""
         if self.init_note:
@@ -217,7 +216,7 @@ class _Trainer:
                 "each epoch is one step"
             )
         save_checkpoint(self._checkpoint(0, None, with_training=True), self.run.last)
-        self.run.truncate_metrics(0)  # a run that lost its last checkpoint may have some
+        self.run.truncate_metrics(0)  # `last.pt` may have been removed after an epoch
 
     def resume(self) -> None:
         """Load the state after the last completed epoch from disk."""
@@ -251,7 +250,12 @@ class _Trainer:
         """Load weights and optimizer state. Raises `ToolkitError` if they do not fit."""
         try:
             self.network.load_state_dict(weights)
+            own = [
+                {name: group[name] for name in _DEVICE_OPTIONS & group.keys()} for group in self.optimizer.param_groups
+            ]
             self.optimizer.load_state_dict(training["optimizer"])
+            for group, options in zip(self.optimizer.param_groups, own, strict=True):
+                group.update(options)
             self.seconds = float(training["seconds"])
             for parameter, state in self.optimizer.state.items():
                 for value in state.values():
@@ -268,7 +272,7 @@ class _Trainer:
                 "start a new run with `cifar train --recipe FILE`"
             )
 
-    def is_out_of_patience(self, epochs_done: int) -> bool:
+    def should_stop_early(self, epochs_done: int) -> bool:
         patience = self.recipe.early_stopping
         return bool(patience) and epochs_done - self.best_epoch >= patience
 
@@ -305,9 +309,11 @@ class _Trainer:
 
     def _note_busy_cores(self, seconds: float, waiting: float) -> None:
         """Once per run, note that other programs slow the training down."""
+        if self.noted_busy_cores:
+            return
         threads = torch.get_num_threads()
         text = note_on_crowded_cores(self.device, threads=threads, seconds=seconds, waiting_seconds=waiting)
-        if text and not self.noted_busy_cores:
+        if text:
             self.noted_busy_cores = True
             self.note(text)
 
