@@ -163,7 +163,7 @@ _EPOCH_COLUMNS = (  # heading, width: 74 characters with the spaces between them
 
 
 def _epoch_line(cells: Sequence[str]) -> Table:
-    """Build one row of the table of epochs. Rows are printed one at a time, so their columns have fixed widths."""
+    """Build one row of the epoch table, with columns of fixed widths because each row is printed alone."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for _, width in _EPOCH_COLUMNS:
         table.add_column(justify="right", min_width=width, no_wrap=True)
@@ -172,7 +172,7 @@ def _epoch_line(cells: Sequence[str]) -> Table:
 
 
 def _estimate(seconds: float) -> str:
-    """Format an estimated duration, which is not worth more than two significant figures."""
+    """Format an estimated duration with at most two significant figures."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     if (minutes := round(seconds / 60)) < 100:

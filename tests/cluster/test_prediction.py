@@ -138,7 +138,7 @@ def test_relative_paths_are_found_from_anywhere(folder, tmp_path, model, monkeyp
 @pytest.mark.parametrize(
     ("paths", "options", "message"),
     [
-        (["-"], {}, "standard input cannot be predicted elsewhere"),
+        (["-"], {}, "standard input cannot be written as parts"),
         (["x.png"], {"format": "table"}, "parts are written as csv or jsonl"),
         (["x.png"], {"top": 11}, "top must lie between"),
     ],

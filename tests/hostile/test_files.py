@@ -103,7 +103,7 @@ def test_a_model_that_asks_for_64_gib(reader: str, cifar: Cifar, tmp_path: Path)
     }
     done = cifar(*commands[reader], cwd=tmp_path)
     assert done.returncode == (3 if reader == "verify" else 1)
-    assert "uses Mul (node product) as no model of this toolkit does: with constants alone" in done.stderr + done.stdout
+    assert "uses Mul (node product) as `cifar export` never does: with constants alone" in done.stderr + done.stdout
 
 
 def test_what_a_model_says_of_its_data_is_no_more_than_text(refused: Callable[..., str], tmp_path: Path) -> None:

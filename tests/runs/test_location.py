@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.pictures import write_colored_folder
 from toolkit.errors import UsageError
-from toolkit.runs.location import FILE, DataLocation, find_training_data, location_beside
+from toolkit.runs.location import FILE, DataLocation, find_training_data, read_location
 
 
 @pytest.fixture
@@ -45,6 +45,6 @@ def test_pictures_whose_place_is_unknown_must_be_named(run, content):
     (run / FILE).unlink()
     if content is not None:
         (run / FILE).write_text(content)
-    assert location_beside(run / "best.pt") is None
+    assert read_location(run / "best.pt") is None
     with pytest.raises(UsageError, match="trained on a folder of pictures: name it with --data FOLDER"):
         find(run, {"name": "pictures"})

@@ -54,14 +54,14 @@ class Engine(Protocol):
         Closing the iterator, and an exception such as KeyboardInterrupt, stop all jobs that are running.
 
         Args:
-            jobs: consumed as they can be run, so that memory does not grow with their number.
+            jobs: consumed as processes become free, so that memory does not grow with their number.
             on_wait: called about once a second.
         """
         ...
 
 
 def run_job(job: Job) -> Outcome:
-    """Run a job in this process. An error becomes its outcome, distinct from the death of a process."""
+    """Run a job in this process. An exception becomes its outcome; a process that dies has none."""
     try:
         job.function(**job.arguments)
     except ToolkitError as error:

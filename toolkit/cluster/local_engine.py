@@ -45,7 +45,7 @@ class LocalEngine:
 
 
 class _Workers:
-    """A process for each thread, started at its first job; a dead one is replaced."""
+    """One process per thread, started at its first job and replaced if it dies."""
 
     def __init__(self, environment: Mapping[str, str], retries: int) -> None:
         self._environment, self._retries = environment, retries

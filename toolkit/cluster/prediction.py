@@ -89,7 +89,7 @@ def predict_to_folder(
     """
     named = list(paths)
     if STDIN in named:
-        raise UsageError("standard input cannot be predicted elsewhere: leave out --out and --on")
+        raise UsageError("standard input cannot be written as parts: leave out --out and --on")
     if format not in FORMATS:
         raise UsageError(f"parts are written as {' or '.join(FORMATS)}, not {format}")
     path = find_model(model)

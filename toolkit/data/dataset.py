@@ -76,7 +76,7 @@ class DataSource:
         return cifar.read_cifar(cifar.BY_NAME[self.name], self.folder, train=False)
 
     def findings(self) -> Findings:
-        """The pictures that were skipped, removed or deserve a look; nothing for CIFAR and synthetic pictures.
+        """The pictures that were skipped, removed or are suspicious; empty for CIFAR and synthetic pictures.
 
         Raises:
             ToolkitError: a file is missing, damaged or not readable.

@@ -109,7 +109,7 @@ class _Scan:
             self.notes.append(f"{escape(folder.path)} has no pictures: ignored")
 
     def may_enter(self, folder: os.DirEntry[str]) -> bool:
-        """Whether a folder is read: not if it is a link, whose pictures are listed elsewhere or lie outside."""
+        """Whether a folder is read: not if it is a link, whose target is listed itself or lies outside."""
         if not folder.is_symlink():
             return True
         if not self.leaves(folder):

@@ -28,7 +28,7 @@ from toolkit.inference.model_graph import OPSETS
 from toolkit.reporting import Note, ignore
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint
 
-OPSET = 18  # the opset in which torch.onnx writes: no conversion that could go wrong, and every runtime reads it
+OPSET = 18  # the exporter's own opset: needs no conversion, and all current runtimes read it
 
 
 def export_onnx(

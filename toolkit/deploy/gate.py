@@ -1,6 +1,6 @@
-"""The gate: an ONNX file passes every check, in a fixed order, or is rejected with the figure that failed.
+"""The gate: run the checks on an ONNX file in a fixed order, and reject the file at the first that fails.
 
-The order: contents and valid ONNX; names, types and shapes; the graph against the one that the checkpoint gives; pixels
+The order: contents and valid ONNX; names, types and shapes; the graph against an export of the checkpoint; pixels
 against the picture rule if that is inside the graph; the same outputs in batches of random sizes; finite
 outputs; logits and labels against PyTorch over random images and the whole test set; accuracy; metadata. The gate
 trusts no figure stored in the file: it computes each one.
@@ -153,7 +153,7 @@ class Gate:
         return parse_identity(read_metadata(self.model))
 
     def check_outputs(self, reference: Reference, *, note: Note) -> None:
-        """Check that outputs are finite, consistent, like PyTorch's, and correct often enough."""
+        """Check that outputs are finite, consistent, within the tolerance of PyTorch's, and accurate enough."""
         images = len(reference.labels)
         whole = WHOLE_TEST_SET.get(reference.name, images)
         found, limit = f"{images:,} of {reference.name}", f"the whole set of {whole:,}"
@@ -279,7 +279,7 @@ class Gate:
     def _start(self, content: bytes) -> onnxruntime.InferenceSession:
         """Open a session of `content` on the requested provider.
 
-        The gate opens its own session, so that a bug in `toolkit.inference.session` cannot hide.
+        The gate opens its own session, so that the checks do not depend on `toolkit.inference.session`.
         """
         provider = PROVIDERS[self.provider]
         available = onnxruntime.get_available_providers()

@@ -1,9 +1,9 @@
-"""An ONNX file as plain values, read in one pass that admits only the fields which `cifar export` writes.
+"""Read an ONNX file into plain values, in one pass that accepts only the fields which `cifar export` writes.
 
-Each message of the format (onnx.proto) has a table of its admitted fields, each with its wire type, the most that a
-message may have of it, and the function that reads it. A field without an entry is rejected where it stands, so a file
-cannot hold functions, subgraphs, sparse tensors, external data, intermediate shapes or notes, and what a file has too
-much of is rejected as it is read. Field names and numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
+Each message of the format (onnx.proto) has a table of its allowed fields: the wire type, the largest number of
+occurrences, and the function that reads the field. Any other field is rejected when it is read, so a file cannot hold
+functions, subgraphs, sparse tensors, external data, intermediate shapes or documentation strings. Field names and
+numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 
 Named tuples, because `cifar predict` of one picture waits for these definitions: dataclasses take five times as long.
 """
@@ -26,8 +26,8 @@ IR_VERSIONS = range(8, 14)  # 8 came with opset 18; before 4, initializers were 
 
 METADATA_PREFIX = "cifar."
 
-# The properties that a model may have, without their prefix, and the most characters of each. `class_names` holds at
-# most 1,000 names, as JSON.
+# The metadata keys that a model may have, without their prefix, and the largest number of characters of each.
+# `class_names` holds at most 1,000 names, as JSON.
 METADATA_LENGTHS = {
     "calibration": 1_024,
     "checkpoint_sha256": 64,
@@ -58,7 +58,7 @@ MAX_SIZE = 65_536  # of a dimension
 
 
 class Fault(ValueError):
-    """The file has contents that no model of this toolkit has; the message is the rest of a sentence about the file."""
+    """The file has contents that `cifar export` never writes; the message continues a sentence about the file."""
 
 
 class Tensor(NamedTuple):
@@ -123,7 +123,7 @@ def read_graph(content: bytes) -> Graph:
 
 
 class _Field(NamedTuple):
-    """An admitted field: its name, its wire type, its reader, and how many of it a message may have (1: not a list)."""
+    """An allowed field: its name, wire type, reader, and largest number in a message (1: not a list)."""
 
     name: str
     kind: int
@@ -142,12 +142,12 @@ def _read(message: str, data: memoryview) -> dict[str, Any]:
         item = read(value)
         if most == 1:
             if name in found:
-                raise Fault(f"has two values for {name} in its {message}, where a model of this toolkit has one")
+                raise Fault(f"has two values for {name} in its {message}, where `cifar export` writes one")
             found[name] = item
         else:
             items = found.setdefault(name, [])
             if len(items) == most:
-                raise Fault(f"has more than {most:,} of {name} in a {message}, the most that is admitted")
+                raise Fault(f"has more than {most:,} of {name} in a {message}, the most that is allowed")
             items.append(item)
     return found
 
@@ -157,10 +157,10 @@ def _reject_field(message: str, number: int, field: _Field | None) -> NoReturn:
         raise Damaged(f"damaged: {field.name} in its {message} has another type")
     feature = "notes (doc_string, metadata of a part)" if number in _NOTES.get(message, ()) else None
     if feature := feature or _DISALLOWED.get((message, number)):
-        raise Fault(f"contains {feature}, which no model of this toolkit does")
+        raise Fault(f"contains {feature}, which `cifar export` never writes")
     if message == "model":
         raise Damaged(f"it has a field {number}, which ONNX files do not have")
-    raise Fault(f"has a field {number} in a {message}, which no model of this toolkit does")
+    raise Fault(f"has a field {number} in a {message}, which `cifar export` never writes")
 
 
 # Readers of values
@@ -172,7 +172,7 @@ def _read_name(data: memoryview) -> str:
 
 def _read_text(data: memoryview, *, limit: int) -> str:
     if len(data) > limit:
-        raise Fault(f"has a name or text of {len(data):,} bytes; at most {limit:,} are admitted")
+        raise Fault(f"has a name or text of {len(data):,} bytes; at most {limit:,} are allowed")
     try:
         text = str(data, "utf-8")
     except UnicodeDecodeError as error:
@@ -185,31 +185,31 @@ def _read_text(data: memoryview, *, limit: int) -> str:
 def _read_domain(data: memoryview) -> str:
     name = _read_name(data)
     if name:
-        raise Fault(f"uses the operator domain {name}, which no model of this toolkit does")
+        raise Fault(f"uses the operator domain {name}, which `cifar export` never writes")
     return name
 
 
 def _read_opset_version(value: int) -> int:
     if value not in OPSETS:
-        raise Fault(f"imports opset {value}; {OPSETS[0]} to {OPSETS[-1]} are admitted")
+        raise Fault(f"imports opset {value}; {OPSETS[0]} to {OPSETS[-1]} are allowed")
     return value
 
 
 def _read_ir_version(value: int) -> int:
     if value not in IR_VERSIONS:
-        raise Fault(f"has IR version {value}; {IR_VERSIONS[0]} to {IR_VERSIONS[-1]} are admitted")
+        raise Fault(f"has IR version {value}; {IR_VERSIONS[0]} to {IR_VERSIONS[-1]} are allowed")
     return value
 
 
 def _read_size(value: int) -> int:
     if not 1 <= value <= MAX_SIZE:
-        raise Fault(f"has a dimension of {signed(value):,}; 1 to {MAX_SIZE:,} are admitted")
+        raise Fault(f"has a dimension of {signed(value):,}; 1 to {MAX_SIZE:,} are allowed")
     return value
 
 
 def _read_dtype(value: int) -> int:
     if value not in ITEM_BYTES:
-        raise Fault(f"has values of the element type {value}, which no model of this toolkit does")
+        raise Fault(f"has values of the element type {value}, which `cifar export` never writes")
     return value
 
 
@@ -218,7 +218,7 @@ def _read_float(value: int) -> float:
     return number
 
 
-def _keep(value: Any) -> Any:
+def _return_unchanged(value: Any) -> Any:
     return value
 
 
@@ -235,9 +235,9 @@ def _read_property(data: memoryview) -> tuple[str, str]:
     key = found["key"]
     limit = METADATA_LENGTHS.get(key.removeprefix(METADATA_PREFIX)) if key.startswith(METADATA_PREFIX) else None
     if limit is None:
-        raise Fault(f"has the metadata key {quote(key)}, which no model of this toolkit does")
+        raise Fault(f"has the metadata key {quote(key)}, which `cifar export` never writes")
     if len(found["value"]) > limit:
-        raise Fault(f"has {len(found['value']):,} characters of metadata under {key}; at most {limit:,} are admitted")
+        raise Fault(f"has {len(found['value']):,} characters of metadata under {key}; at most {limit:,} are allowed")
     return key, found["value"]
 
 
@@ -354,15 +354,15 @@ _MESSAGES: dict[str, dict[int, _Field]] = {
         3: _Field("i", VARINT, signed),
         4: _Field("s", BYTES, _read_name),
         8: _Field("ints", VARINT, signed, 8),
-        20: _Field("type", VARINT, _keep),
+        20: _Field("type", VARINT, _return_unchanged),
     },
     "tensor": {
         1: _Field("dims", VARINT, _read_size, MAX_RANK),
         2: _Field("data_type", VARINT, _read_dtype),
-        4: _Field("float_data", BYTES, _keep),
-        5: _Field("int32_data", BYTES, _keep),
+        4: _Field("float_data", BYTES, _return_unchanged),
+        5: _Field("int32_data", BYTES, _return_unchanged),
         8: _Field("name", BYTES, _read_name),
-        9: _Field("raw_data", BYTES, _keep),
+        9: _Field("raw_data", BYTES, _return_unchanged),
     },
     "value": {1: _Field("name", BYTES, _read_name), 2: _Field("type", BYTES, _read_type)},
     "type": {1: _Field("tensor_type", BYTES, _read_tensor_type)},

@@ -56,7 +56,7 @@ class Operator(NamedTuple):
     Attributes:
         inputs: the numbers of inputs that it may have.
         defaults: every attribute that it may have, with the value that an absent one has.
-        infer: the output for the inputs and attributes; raises `Misused`.
+        infer: the output for the inputs and attributes; raises `UnsupportedUse`.
         work: multiply-accumulates for one picture, from inputs and output, beyond `WORK_PER_ELEMENT` of the output.
     """
 
@@ -66,7 +66,7 @@ class Operator(NamedTuple):
     work: Callable[[Sequence[Value], Value], int] = lambda inputs, output: 0
 
 
-class Misused(ValueError):
+class UnsupportedUse(ValueError):
     """An operator with other attributes, types or shapes than those that `cifar export` writes."""
 
 
@@ -78,14 +78,14 @@ def infer_output(node: Node, inputs: Sequence[Value]) -> tuple[Value, int]:
     """
     operator = OPERATORS.get(node.op_type)
     if operator is None:
-        raise Fault(f"contains the operator {node.op_type}, which no model of this toolkit has")
+        raise Fault(f"contains the operator {node.op_type}, which `cifar export` never writes")
     if unknown := [name for name in node.attributes if name not in operator.defaults]:
-        raise Fault(f"has the attribute {unknown[0]} at {_describe(node)}, which no model of this toolkit does")
+        raise Fault(f"has the attribute {unknown[0]} at {_describe(node)}, which `cifar export` never writes")
     try:
         _require(len(inputs) in operator.inputs, f"{len(inputs)} inputs")
         output = operator.infer(inputs, {**operator.defaults, **node.attributes})
-    except Misused as error:
-        raise Fault(f"uses {_describe(node)} as no model of this toolkit does: with {error}") from error
+    except UnsupportedUse as error:
+        raise Fault(f"uses {_describe(node)} as `cifar export` never does: with {error}") from error
     return output, WORK_PER_ELEMENT * output.elements + operator.work(inputs, output)
 
 
@@ -95,7 +95,7 @@ def _describe(node: Node) -> str:
 
 def _require(passed: bool, found: str) -> None:
     if not passed:
-        raise Misused(found)
+        raise UnsupportedUse(found)
 
 
 def _require_attributes(attributes: Mapping[str, AttributeValue], **required: AttributeValue) -> None:

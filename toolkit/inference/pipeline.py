@@ -31,18 +31,18 @@ MAX_BATCH_SIZE = 4096  # about 1 GiB of activations
 # More threads do not help: a tenth of the work on a small picture is Python, which runs in one thread at a time.
 MAX_WORKERS = 16
 
-# Pictures handed to a thread at a time. Handing over costs a third of decoding a small picture, and the model is as
-# fast on 16 pictures as on more. Larger shares would leave threads idle when there are only a few photographs.
-_SHARE = 16
+# Pictures per task of a thread. The overhead of a task is a third of the time to decode a small picture, and the model
+# is as fast on 16 pictures as on more. Larger chunks would leave threads idle when there are only a few photographs.
+_CHUNK = 16
 
-# As above, where processes help: a share costs a message to a process and one back, after which the process waits for
-# the next. Shares of 16 take 4% more processor time per picture, and have twice as many waits.
-_SHARE_WITH_PROCESSES = 32
+# The same with processes. A chunk costs a message to a process and one back, after which the process waits for the next
+# chunk. Chunks of 16 take 4% more processor time per picture, and have twice as many waits.
+_CHUNK_WITH_PROCESSES = 32
 
 # Pictures from which processes pay: each needs a third of a second of a core to start.
 PROCESSES_FROM = 2000
 
-# Seconds in which so many paths must be found; a folder on a slow disk is not listed before the first result.
+# Longest time to look for that many paths, seconds; a folder on a slow disk is not listed before the first result.
 _LOOK_AHEAD = 0.2
 
 
@@ -137,7 +137,7 @@ def classify(
 
     On the CPU, a thread gives its pictures to `predict_elsewhere` first, and predicts those for which it gets None.
     """
-    share = min(batch_size, _SHARE if predict_elsewhere is None else _SHARE_WITH_PROCESSES)
+    share = min(batch_size, _CHUNK if predict_elsewhere is None else _CHUNK_WITH_PROCESSES)
     if session.takes_pictures:  # of any size: one at a time in memory
         workers = share = 1
 

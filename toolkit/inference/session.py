@@ -28,13 +28,12 @@ _Provider = tuple[str, dict[str, str]]  # name, options
 _CPU: _Provider = ("CPUExecutionProvider", {})
 _CUDA: _Provider = ("CUDAExecutionProvider", {"use_tf32": "0"})  # TF32 has a 10-bit mantissa; float32 has 23 bits
 _TENSORRT: _Provider = ("TensorrtExecutionProvider", {})
-_GPU_CHAINS = {"cuda": [_CUDA, _CPU], "tensorrt": [_TENSORRT, _CUDA, _CPU]}  # what the first cannot run, the next does
+_GPU_CHAINS = {"cuda": [_CUDA, _CPU], "tensorrt": [_TENSORRT, _CUDA, _CPU]}  # in order of preference, for each operator
 _REMEDY = "`cifar doctor` shows which of its libraries is missing; --provider cpu runs without them"
 
 # How long an idle thread spins before it sleeps. Measured with resnet20 on two cores, one of them shared with another
-# program: the default (a millisecond) makes a batch of 64 take half as long again, no spinning at all makes batch 1
-# take a third longer. This bridges the gap between two layers and no more. Releases of ONNX Runtime that do not know
-# the option are told not to spin.
+# program: with the default (1 ms) a batch of 64 takes 50% longer, without spinning a batch of 1 takes a third longer.
+# 50 microseconds cover the gap between two layers. In releases of ONNX Runtime without this option, spinning is off.
 _SPIN_MICROSECONDS = "50"
 _SPIN_CAN_BE_SHORT = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) >= (1, 31)
 
@@ -126,7 +125,7 @@ def open_model(path: str | os.PathLike[str], *, provider: str = "auto", threads:
 
     Args:
         path: a file as `cifar export` writes it.
-        provider: one of `PROVIDERS`. Any but "auto" runs or is an error; "auto" is CUDA if it opens, else the CPU.
+        provider: one of `PROVIDERS`. "auto" is CUDA if it opens, else the CPU; for the others there is no fallback.
         threads: processor threads for one call; by default the cores that this process may use.
 
     Raises:
@@ -274,7 +273,7 @@ def _check_interface(session: onnxruntime.InferenceSession, name: str) -> tuple[
     for input_format, (input_name, kind, shape, rows) in _INPUT_FORMATS.items():
         output = ("tensor(float)", [rows, count])
         required = {input_name: (kind, shape)}, {"logits": output, "probabilities": output}
-        if (_unnamed(inputs), _unnamed(outputs)) == required and _is_class_count(count):
+        if (_remove_names(inputs), _remove_names(outputs)) == required and _is_class_count(count):
             return input_format, count
     found = f"inputs {_describe(inputs)}; outputs {_describe(outputs)}"
     raise ToolkitError(
@@ -287,8 +286,8 @@ def _is_class_count(count: object) -> bool:
     return isinstance(count, int) and _MIN_CLASSES <= count <= _MAX_CLASSES
 
 
-def _unnamed(values: Mapping[str, tuple[str, list[Any]]]) -> dict[str, tuple[str, _Shape]]:
-    """The values with None for each dimension that is not fixed."""
+def _remove_names(values: Mapping[str, tuple[str, list[Any]]]) -> dict[str, tuple[str, _Shape]]:
+    """Replace the name of each dynamic dimension by None."""
     return {
         name: (kind, [dimension if isinstance(dimension, int) else None for dimension in shape])
         for name, (kind, shape) in values.items()

@@ -42,7 +42,7 @@ _KINDS: dict[str, Any] = {
     "init": dict | None,
     "channels": dict,
 }
-# What files lack that were written before the key existed, and are still written without.
+# Values of keys that are left out when they hold the default, as in files from before these keys existed.
 _DEFAULTS: dict[str, Any] = {
     "init": None,
     "channels": {"mean": list(CIFAR10_STATISTICS.mean), "std": list(CIFAR10_STATISTICS.std)},
@@ -185,7 +185,7 @@ def _are_statistics(channels: dict[str, Any]) -> bool:
 
 
 def _describe(value: Any) -> str:
-    """Plain values themselves, others by type: nested ones may be endless."""
+    """Format a plain value, and of any other only its type: nested values may be very long."""
     return quote(value) if isinstance(value, str | int | float | None) else f"of the type {type(value).__name__}"
 
 

@@ -80,7 +80,7 @@ class RunFolder:
             file_lock.release()
 
     def wait_until_free(self, seconds: float) -> None:
-        """Wait up to `seconds` for another process that is training in the folder to end; then return in any case."""
+        """Wait until no other process trains in the folder, for at most `seconds`."""
         with suppress(Timeout, OSError), FileLock(self.path / ".lock", timeout=seconds):
             pass  # if the folder is still locked, `lock` raises the error
 
@@ -189,7 +189,7 @@ class RunFolder:
 
 
 def _is_record(values: dict[str, Any]) -> bool:
-    """Whether these are the number of an epoch and its measurements; those of another size cannot be drawn."""
+    """Whether these are an epoch's number and measurements, of a magnitude that can be plotted."""
     epoch = values.get("epoch")
     measurements = [value for value in values.values() if value is not None]
     return (
@@ -204,7 +204,8 @@ def create_run(
 ) -> RunFolder:
     """Create a folder under `root` that holds the recipe; an existing folder is never used.
 
-    The folder appears with the recipe in it, so that a run whose process is killed at any moment can be resumed.
+    The folder is created with its recipe in one step, so that a process killed at any moment leaves a run that can be
+    resumed.
 
     Args:
         recipe: written as `recipe.toml`.
@@ -227,7 +228,7 @@ def create_run(
 
 
 def require_name(name: str) -> None:
-    """Raises `UsageError` if `name` cannot be the name of a run's folder."""
+    """Raise `UsageError` if `name` cannot be the name of a run folder."""
     if not re.fullmatch(r"[\w][\w.+-]*", name) or len(os.fsencode(name)) > MAX_NAME_BYTES:
         raise UsageError(
             f"{quote(name)} cannot name a run: use letters, digits, '.', '_', '+' and '-', at most {MAX_NAME_BYTES} "

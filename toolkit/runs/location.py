@@ -1,4 +1,4 @@
-"""Find the data that a model was trained on, by its own record and by the `data.json` of its run folder.
+"""Find the data that a model was trained on, from the model's metadata and the `data.json` of its run folder.
 
 `data.json` holds the place of the user's own pictures on this machine; checkpoints and ONNX files never do.
 """
@@ -38,8 +38,8 @@ class DataLocation:
             temporary.write_text(json.dumps(values) + "\n", encoding="utf-8")
 
 
-def location_beside(checkpoint: Path) -> DataLocation | None:
-    """The location that a run records beside its checkpoint; None where it records none, or the place is gone."""
+def read_location(checkpoint: Path) -> DataLocation | None:
+    """Read the location from the run folder of a checkpoint; None if there is none or it no longer exists."""
     path = checkpoint.parent / FILE
     if not path.is_file():
         return None
@@ -79,7 +79,7 @@ def find_training_data(
     if data is None and name in FOUND_BY_NAME:
         note(f"Using the {name} data, on which this model was trained")
         data = name
-    elif data is None and name in (None, PICTURES) and (location := location_beside(model)):
+    elif data is None and name in (None, PICTURES) and (location := read_location(model)):
         note(f"Using the pictures in {escape(location.path)}, on which this model was trained")
         data, skip_damaged = str(location.path), skip_damaged or location.skip_damaged
     elif data is None and name == PICTURES and name_of_data() != PICTURES:

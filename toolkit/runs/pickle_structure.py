@@ -1,8 +1,8 @@
-"""What the pickle of a checkpoint may contain, decided from its opcodes before anything is built.
+"""Check the opcodes of a checkpoint's pickle before it is loaded.
 
-Each opcode is followed on a stack of kinds. So dictionaries have text and small numbers for keys (a key that is a tuple
-nested into itself takes 2**n steps to hash), objects carry no attributes, and the only calls are those that rebuild a
-tensor and its empty dictionary of hooks.
+A stack machine tracks the kind of each value instead of building it. It ensures that dictionaries have text and small
+numbers for keys (a key that is a tuple nested into itself takes 2**n steps to hash), objects carry no attributes, and
+the only calls are those that rebuild a tensor and its empty dictionary of hooks.
 """
 
 import pickletools

@@ -112,13 +112,13 @@ class Endpoints:
         """Classify each picture as its own job, so that a request with many pictures does not occupy all threads."""
         if len(pictures) == 1:
             return [await self._predict(pictures[0], top)]
-        beyond = await self._intake.run(_find_beyond, pictures, self._limits)
+        rejected = await self._intake.run(_reject_excess, pictures, self._limits)
         predicted = iter(
             await asyncio.gather(
-                *(self._predict(picture, top) for place, picture in enumerate(pictures) if place not in beyond)
+                *(self._predict(picture, top) for place, picture in enumerate(pictures) if place not in rejected)
             )
         )
-        return [beyond[place] if place in beyond else next(predicted) for place in range(len(pictures))]
+        return [rejected[place] if place in rejected else next(predicted) for place in range(len(pictures))]
 
     async def _predict(self, picture: Picture, top: int) -> Prediction | Failure:
         return await self._intake.run(self._model.predict, picture, top=top, max_pixels=self._limits.pixels)
@@ -131,22 +131,22 @@ class Endpoints:
         return int(given)
 
 
-def _find_beyond(pictures: list[Picture], limits: RequestLimits) -> dict[int, Failure]:
-    """The pictures beyond the decoded pixels of one request, by their place; smaller ones after them may still fit."""
-    beyond, total = {}, 0
+def _reject_excess(pictures: list[Picture], limits: RequestLimits) -> dict[int, Failure]:
+    """Reject the pictures that exceed the pixels of one request; later, smaller ones may still fit. By position."""
+    rejected, total = {}, 0
     for place, picture in enumerate(pictures):
         pixels = count_pixels(picture.content)
         if pixels > limits.pixels:  # refused singly
             continue
         if total + pixels > limits.total_pixels:
-            beyond[place] = Failure(
+            rejected[place] = Failure(
                 picture.name,
                 f"{escape(picture.name) or 'the picture'}: the pictures of this request have more than "
                 f"{limits.total_pixels:,} pixels in total, the limit; send this one in another request",
             )
         else:
             total += pixels
-    return beyond
+    return rejected
 
 
 def _check_content_type(request: Request) -> str:

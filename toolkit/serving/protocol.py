@@ -1,6 +1,6 @@
-"""uvicorn's HTTP/1.1 protocol with limits on a request's head and framing; a shutdown answers accepted requests.
+"""uvicorn's HTTP/1.1 protocol, with limits on the head and framing of a request and a shutdown that loses none.
 
-uvicorn itself waits for a head without a timeout, stores headers of any size, and takes trailers for headers.
+uvicorn alone has no timeout for a head, stores headers of any size, and treats trailers as headers.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ class GuardedProtocol(HttpToolsProtocol):
     """One connection of a client.
 
     Attributes:
-        head_seconds: for a new connection's first byte, and from a request's first byte to the end of its head; 408.
+        head_seconds: limit for a new connection's first byte, and from the first byte of a head to its end; then 408.
         linger_seconds: how long the rest of a body is read, and discarded, after the response was sent. A connection
             that is closed with unread bytes can take the response with it.
         drain_seconds: how long an idle connection stays open at shutdown: a request that is under way when the signal

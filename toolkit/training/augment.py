@@ -15,14 +15,14 @@ def pad(images: Tensor, padding: int) -> Tensor:
 
 
 def crop_and_flip(images: Tensor, indices: Tensor, *, size: int, random_crop: bool, horizontal_flip: bool) -> Tensor:
-    """A batch cut out of padded images: each its own window, every second one mirrored on average.
+    """Cut a batch out of padded images: a random window of each, mirrored with probability one half.
 
     Args:
         images: from `pad`: uint8 (N, S, S, 3).
-        indices: which of them, int64 (B,), on the same device.
+        indices: the images of the batch, int64 (B,), on the same device.
         size: side of the window, pixels.
-        random_crop: every offset is equally likely; else the window lies in the middle.
-        horizontal_flip: mirror with probability one half.
+        random_crop: draw each offset uniformly; else the window lies in the middle.
+        horizontal_flip: whether images are mirrored.
 
     Returns:
         uint8 (B, 3, size, size), in channels_last layout.

@@ -1,10 +1,10 @@
-"""Training steps as CUDA graphs: the first steps of a shape run eagerly, one is recorded, the rest are replayed.
+"""Training steps as CUDA graphs: the first steps of each shape run eagerly, one is captured, the rest are replayed.
 
 A ResNet-20 step is hundreds of kernels of a few microseconds: launched one by one from Python, they leave the device
-idle most of the time. A graph launches them all at once. Random numbers stay fresh: a recorded graph reads the seed and
-the offset of the device's default generator at each replay, and advances the offset as the eager step does.
+idle most of the time. A graph launches them all at once. Each replay draws new random numbers: a captured graph reads
+the seed and the offset of the device's default generator, and advances the offset as the eager step does.
 
-Not yet run on a GPU. `replay_check` compares each recording with the eager step before it is used.
+Not yet run on a GPU. `replay_check` compares each captured graph with the eager step before it is used.
 """
 
 from collections.abc import Callable
@@ -21,18 +21,18 @@ WARM_UP_STEPS = 3  # as torch's documentation advises: libraries choose their al
 
 
 class Recorder(Protocol):
-    """What `CapturedStep` needs of the device; the tests have one that needs no GPU."""
+    """Runs and captures work on a device. The tests have an implementation that needs no GPU."""
 
     def run(self, work: Callable[[], None]) -> None:
-        """Do the work now, where recording will happen too."""
+        """Run the work now, on the stream on which it will be captured."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record the work without doing it; returns what does it. Raises RuntimeError where it cannot be recorded."""
+        """Capture the work without running it; return a function that runs it. Raises RuntimeError if that fails."""
         ...
 
 
 class CudaGraphs:
-    """Records on a side stream, as CUDA demands; eager steps run there as well, so that recording finds them set up."""
+    """Captures on a side stream, as CUDA requires. Eager steps run on it too, so that they warm it up."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -58,27 +58,26 @@ class CudaGraphs:
         return graph.replay
 
     def _recover(self, stream: torch.cuda.Stream) -> None:
-        """A recording that failed may leave its own stream in place, and a generator that still believes in it."""
+        """Restore the current stream, and a generator state outside of any capture, after a capture failed."""
         torch.cuda.set_stream(stream)
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
-        generator.graphsafe_set_state(generator.clone_state())  # the same seed and offset, outside any recording
+        generator.graphsafe_set_state(generator.clone_state())  # the same seed and offset
 
 
 class CapturedStep:
     """Calls `step(indices, crop_size)`, by replay where possible.
 
     Warm-up steps are real steps of the run. A batch of another size than `batch_size`, an epoch's last one, always
-    runs eagerly. A recording is used only after `check` has found that it does what the eager step does.
+    runs eagerly. A captured graph is used only after `check` has found no difference from the eager step.
 
     Args:
-        step: the whole step, augmentation to optimizer, without a wait for the device.
+        step: the whole step, augmentation to optimizer, without synchronization with the device.
         batch_size: images in a full batch.
         device: where the indices are.
         recorder: `CudaGraphs`, or a stand-in for tests.
-        check: compares a recording with the eager step.
-        before_recording: called before each recording.
-        note: called once with the reason if steps cannot be recorded or a recording fails the check; all further
-            steps are then eager.
+        check: compares a captured graph with the eager step.
+        before_recording: called before each capture.
+        note: called once with the reason if a capture or its check fails; all further steps are then eager.
     """
 
     def __init__(
@@ -113,7 +112,7 @@ class CapturedStep:
         self.recorder.run(lambda: self.step(indices, crop_size))
 
     def _ensure_recorded(self, indices: Tensor, crop_size: int) -> bool:
-        """Whether this crop size can be replayed now; counts warm-up steps, and records after enough of them."""
+        """Whether this crop size can be replayed now; counts warm-up steps, and captures after enough of them."""
         if not self.can_record:
             return False
         if crop_size in self.replays:
@@ -132,7 +131,7 @@ class CapturedStep:
             indices=indices,
         )
         if difference:
-            return self._give_up(f"a replay did not do what the eager step does ({difference})")
+            return self._give_up(f"a replay differed from the eager step ({difference})")
         return True
 
     def _give_up(self, reason: str) -> bool:

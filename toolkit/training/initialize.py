@@ -31,8 +31,7 @@ def load_initial(name: str, *, root: Path = RUNS) -> Checkpoint:
 def require_unseen_validation(init: Checkpoint, recipe: Recipe, identity: dict[str, str]) -> None:
     """Check that the initial weights were not trained on images that the run validates on.
 
-    The validation images follow from their number alone. So they are images that the first run was not trained on if
-    both hold out equally many.
+    The split depends only on the training images and `val_size`: two runs with equal values hold out the same images.
 
     Args:
         init: the checkpoint that the run starts from.

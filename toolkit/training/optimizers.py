@@ -56,7 +56,7 @@ class Muon(torch.optim.Optimizer):
 
     torch.optim.Muon takes matrices only, orthogonalizes them one by one, and does not rescale.
 
-    Nothing here waits for the device, so a step can be compiled and captured in a CUDA graph.
+    A step never synchronizes with the device, so it can be compiled and captured in a CUDA graph.
 
     Args:
         params: parameter groups. A group with "muon": True holds convolution weights, (out, in, k, k); the other

@@ -88,7 +88,7 @@ class TrainingStep:
             group["lr"] = rate  # at each step, because a loaded optimizer state brings its own tensor, on the CPU
 
     def _update(self, indices: Tensor, crop_size: int) -> None:
-        """Run one step on a batch. Nothing here waits for the device or for its results, so it can be captured."""
+        """Run one step on a batch, without synchronization with the device, so that it can be captured."""
         windows = crop_and_flip(
             self.images,
             indices,
