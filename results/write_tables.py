@@ -176,6 +176,10 @@ The recipe keys and the presets are described in [recipes.md](recipes.md).
 
 {training_section()}
 
+### The optimizer's share of a step
+
+{optimizer_section()}
+
 ## Prediction speed
 
 {prediction_section()}
@@ -198,6 +202,8 @@ The recipe keys and the presets are described in [recipes.md](recipes.md).
   [`draw_page.py`](draw_page.py) draws page.png.
 - [`serve_load.py`](serve_load.py) puts `cifar serve` and a plain FastAPI application ([`serve_fastapi.py`](serve_fastapi.py))
   under load by wrk: `python results/serve_load.py`.
+- [`optimizer_share.py`](optimizer_share.py) measures the optimizer's share of a training step:
+  `python -m results.optimizer_share`.
 - [`busy_neighbours.py`](busy_neighbours.py) times commands beside busy processes; not run on an idle machine yet.
 - [`attack_files.py`](attack_files.py) and [`attack_models.py`](attack_models.py) mutate pictures, checkpoints and models, and report
   the outcomes, the worst time and the worst memory: `python -m results.attack_files`, `python -m results.attack_models`.
@@ -576,6 +582,31 @@ torchvision's transforms, float32). Start, first steps (compilation included) an
 Compiled steps have since been removed from the toolkit.
 
 {table(headings, rows)}
+
+{lines}"""
+
+
+def optimizer_section() -> str:
+    files = [f"optimizer-share/{name}.json" for name in ("one-thread", "two-threads")]
+    found = [read(RESULTS / file) for file in files]
+    rows = []
+    for one, two in zip(*(figures["rows"] for figures in found), strict=True):
+        size = one["crop_size"]
+        cells = [
+            f"{row['optimizer_ms']:.1f} of {row['step_ms']:.0f} ms ({row['optimizer_ms'] / row['step_ms']:.1%})"
+            for row in (one, two)
+        ]
+        rows.append([one["optimizer"], f"{size}x{size}", *cells])
+    first = found[0]
+    lines = sources(
+        command="OMP_NUM_THREADS=1 python -m results.optimizer_share --output results/optimizer-share/one-thread.json",
+        files=files,
+        machine=f"{first['device'].split(',')[0]}, {first['precision']}; torch {first['torch']}",
+        n=f"{first['steps']} steps per optimizer and crop size, in turn",
+    )
+    return f"""`resnet20` with batches of {first["batch_size"]}: medians.
+
+{table(["optimizer", "crops", "1 thread", "2 threads"], rows)}
 
 {lines}"""
 
