@@ -19,7 +19,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from toolkit.cores import SPIN_COUNT, available_cores
+from toolkit.device import device_name
 
 ROOT = Path(__file__).parents[1]
 NEIGHBORS = 2
@@ -78,6 +81,7 @@ def main() -> int:
     seconds = measure(options.rounds)
     default, idle, busy = (statistics.median(seconds[name]) for name, _, _ in SIDES)
     figures = {
+        "machine": device_name(torch.device("cpu")).rpartition(",")[0],
         "cores": available_cores(),
         "load_at_end": os.getloadavg()[0],
         "neighbors": NEIGHBORS,

@@ -192,6 +192,10 @@ The recipe keys and the presets are described in [recipes.md](recipes.md).
 
 {limits_section()}
 
+## Busy cores
+
+{busy_section()}
+
 ## Scripts
 
 - [`write_tables.py`](write_tables.py) writes this page, [recipes.md](recipes.md) and the
@@ -204,7 +208,6 @@ The recipe keys and the presets are described in [recipes.md](recipes.md).
   under load by wrk: `python results/serve_load.py`.
 - [`optimizer_share.py`](optimizer_share.py) measures the optimizer's share of a training step:
   `python -m results.optimizer_share`.
-- [`busy_neighbours.py`](busy_neighbours.py) times commands beside busy processes; not run on an idle machine yet.
 - [`attack_files.py`](attack_files.py) and [`attack_models.py`](attack_models.py) mutate pictures, checkpoints and models, and report
   the outcomes, the worst time and the worst memory: `python -m results.attack_files`, `python -m results.attack_models`.
 - [`kill_training.py`](kill_training.py) kills a training run at random moments, checks that its checkpoints load, and
@@ -735,6 +738,27 @@ per core that the process may use, and idle threads soon sleep. (`taskset` does 
 resets the affinity.)
 
 {table(headings, rows)}
+
+{lines}"""
+
+
+def busy_section() -> str:
+    found = read(RESULTS / "busy-neighbours.json")
+    default, idle, busy = (statistics.median(seconds) for seconds in found["seconds"].values())
+    rows = [
+        ["alone, with libgomp's default spinning", f"{default:.1f} s", ""],
+        ["alone", f"{idle:.1f} s", "1.00"],
+        [f"beside {found['neighbors']} spinning processes", f"{busy:.1f} s", f"{busy / idle:.2f}"],
+    ]
+    lines = sources(
+        command="python -m results.busy_neighbours --rounds 1 --output results/busy-neighbours.json",
+        files=["busy-neighbours.json"],
+        machine=f"{found['machine']}, {found['cores']} cores",
+        n=str(len(found["seconds"]["busy"])),
+    )
+    return f"""`cifar demo`, start to end, alone and beside other processes that keep both cores busy.
+
+{table(["", "time", "ratio"], rows)}
 
 {lines}"""
 
