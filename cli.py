@@ -103,7 +103,7 @@ def evaluate(
 ) -> None:
     """Measure a model on the test set.
 
-    Prints accuracy per class and in all, confusion matrix and calibration error.
+    Prints overall and per-class accuracy, confusion matrix and calibration error.
     """
     from toolkit.display import data_callbacks, metrics_lines, seeds_metrics_lines
     from toolkit.evaluation.evaluate import SeedsMetrics
@@ -198,7 +198,7 @@ def verify(
 def run_gate(
     gate: Callable[..., Any], path: Path, *, trained: Path, data: str | None, skip_damaged: bool, as_json: bool
 ) -> None:
-    """Export or verify `path` on the data of the model `trained`; print the report, also of a rejected model."""
+    """Run `gate` on `path` with the training data of `trained`; print the report, even if the model is rejected."""
     from toolkit.deploy import Rejected
     from toolkit.display import data_callbacks, report_lines
     from toolkit.runs.location import find_training_data
@@ -231,7 +231,7 @@ def predict(
 ) -> None:
     """Classify picture files.
 
-    A bad file gets one line on stderr, and exit code 1 when the others are done.
+    Reports each unreadable file in one line on stderr, and then ends with exit code 1.
     """
     import warnings
 
@@ -303,7 +303,7 @@ def serve(
     workers: Annotated[int, typer.Option(help="Processes; they share the cores.", min=1)] = 1,
     provider: options.Provider = "auto",
 ) -> None:
-    """Serve the model over HTTP until SIGTERM or Ctrl-C, which finish the accepted requests first."""
+    """Serve the model over HTTP. On SIGTERM or Ctrl-C, answer the accepted requests, then stop."""
     from toolkit.serving import serve as serve_model
 
     serve_model(model, provider=provider, host=host, port=port, workers=workers, announce=note)

@@ -1,4 +1,4 @@
-"""The networks by name: `resnet20`, and those that the design was weighed against."""
+"""The networks by name: `resnet20`, and the networks that it was compared with."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +18,7 @@ MODELS: dict[str, Callable[..., ResNet]] = {
 
 
 def build_model(name: str, *, num_classes: int = 10, dropout_rate: float = 0.3) -> ResNet:
-    """A freshly initialized network, drawn from torch's global generator.
+    """Build a network with random weights from torch's default generator.
 
     Raises:
         ValueError: no network has this name.

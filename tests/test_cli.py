@@ -367,6 +367,12 @@ def test_quiet_training_prints_no_progress(colored, cifar):
     assert done.stdout.startswith("Run")
 
 
+def test_a_plot_of_standard_input_is_refused(cifar, tmp_path):
+    done = cifar("predict", "-", "--plot", "plot.png", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --plot draws picture files, not standard input: leave out --plot\n"
+
+
 def test_a_plot_of_too_many_pictures_is_refused_before_any_is_predicted(cifar, tmp_path):
     for number in range(MAX_PICTURES + 1):
         (tmp_path / f"{number}.png").touch()

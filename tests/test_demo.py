@@ -1,6 +1,6 @@
 """The commands of the demo: run in order, up to the first that fails."""
 
-from toolkit.demo import run_demo
+from toolkit.demo import demo_commands, run_demo
 
 
 def names_run(folder, exit_codes):
@@ -20,3 +20,9 @@ def test_all_commands_run_in_order(tmp_path):
 
 def test_the_demo_ends_with_the_command_that_fails(tmp_path):
     assert names_run(tmp_path / "demo", {"export": 3}) == (["train", "export"], 3)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_resumed(tmp_path):
+    (tmp_path / "runs/demo").mkdir(parents=True)
+    (tmp_path / "runs/demo/recipe.toml").touch()
+    assert demo_commands(tmp_path)[0] == ["train", "--resume", str(tmp_path / "runs/demo"), "--data", "demo"]

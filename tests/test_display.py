@@ -82,7 +82,7 @@ SEEDS_METRICS = SeedsMetrics(
 FINDINGS = (
     Finding("torch", "2.14.1, built for CUDA 13.0"),
     Finding("provider cuda", "no NVIDIA driver", None, 'with an NVIDIA GPU here: pip install "onnxruntime-gpu[cuda]"'),
-    Finding("shipped model", "model.onnx is damaged", False, "pip install --force-reinstall cifar"),
+    Finding("shipped model", "model.onnx is damaged", False, "install the toolkit again"),
 )
 DATA = DataStatus(
     "cifar10", "--data", Path("/data"), {"data_batch_1": "ok", "test_batch\x1b": "missing"}, train_count=0, test_count=0
@@ -272,14 +272,14 @@ ok  torch           2.14.1, built for CUDA 13.0
                     -> with an NVIDIA GPU here: pip install
                     "onnxruntime-gpu[cuda]"
 BAD shipped model   model.onnx is damaged
-                    -> pip install --force-reinstall cifar
+                    -> install the toolkit again
 """,
     120: """\
 ok  torch           2.14.1, built for CUDA 13.0
 --  provider cuda   no NVIDIA driver
                     -> with an NVIDIA GPU here: pip install "onnxruntime-gpu[cuda]"
 BAD shipped model   model.onnx is damaged
-                    -> pip install --force-reinstall cifar
+                    -> install the toolkit again
 """,
 }
 
@@ -290,6 +290,11 @@ def test_doctor(width):
 
 def overview(status, report=None):
     return DataOverview(None, status, report)
+
+
+def test_findings_on_a_terminal_narrower_than_their_labels(monkeypatch):
+    columns(12, monkeypatch)
+    assert "shipped model" in display.doctor_lines(FINDINGS)
 
 
 def test_data_that_is_incomplete(width):

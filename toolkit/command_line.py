@@ -1,4 +1,4 @@
-"""How functions become commands: --quiet, flags of the recipe, errors as exit codes, output."""
+"""Turn functions into commands: --quiet, recipe flags, exit codes for errors, output."""
 
 import contextlib
 import functools
@@ -39,8 +39,8 @@ def command(
     Args:
         function: the command.
         group: where it is registered.
-        name: by default the function's.
-        handles_signals: whether the command itself ends in time on Ctrl-C and SIGTERM.
+        name: the command's name; by default the function's.
+        handles_signals: whether the command handles Ctrl-C and SIGTERM itself.
         starts_collection: whether the command itself calls `start_collection`, once it has loaded its modules.
     """
 
@@ -77,7 +77,7 @@ def add_parameters(target: Any, function: Callable[..., None], added: dict[str, 
 
 
 def recipe_flags(function: Command) -> Command:
-    """Give a command a flag for each key of the recipe, passed to its **kwargs; None where it was not given."""
+    """Add a flag for each recipe key to a command, passed in its **kwargs; None if the flag is not given."""
     added = {}
     for key in recipe_keys():
         kind = key.type if key.type in (int, float, bool) or get_args(key.type)[:1] != (int,) else str  # "75,113"
@@ -90,7 +90,7 @@ def recipe_flags(function: Command) -> Command:
 
 
 def format_default(value: Any) -> str:
-    """A default as a recipe file has it."""
+    """Format a default value for the help of its flag."""
     return str(value).lower() if isinstance(value, bool) else str(value) if value != () else "none"
 
 
@@ -116,7 +116,7 @@ def print_version(wanted: bool) -> None:
 
 
 def run_app(app: typer.Typer) -> None:
-    """Run the command line as a program: errors of the operating system become one line, too."""
+    """Run the command line as a program; report an `OSError` in one line."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
@@ -136,7 +136,7 @@ def run_app(app: typer.Typer) -> None:
 
 
 def start_collection() -> None:
-    """Start garbage collection, which finds nothing in modules: to search them takes 10 ms of `cifar predict`."""
+    """Enable garbage collection for new objects only: scanning the loaded modules takes 10 ms of `cifar predict`."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()
@@ -152,7 +152,7 @@ def skip_cleanup() -> None:
 
 
 def discard_output() -> None:
-    """Drop buffered output that could not be written; else the interpreter fails on it again at exit."""
+    """Flush stdout; if that fails, redirect it to the null device, so that the flush at exit does not fail."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -27,7 +27,7 @@ def run_demo(folder: Path, *, run: Callable[[list[str]], int | None], echo: Call
 
 
 def demo_folder(folder: Path) -> Path:
-    """`folder`, or a numbered one beside it if it exists; the folder of an interrupted demo is used again."""
+    """Return `folder`, or a numbered folder beside it if it exists; reuse the folder of an interrupted demo."""
     candidates = [folder, *(folder.with_name(f"{folder.name}-{number}") for number in range(2, 10_000))]
     return next(path for path in candidates if not path.exists() or _is_interrupted(path))
 
@@ -37,10 +37,10 @@ def _is_interrupted(folder: Path) -> bool:
 
 
 def demo_commands(folder: Path) -> list[list[str]]:
-    """The arguments of each `cifar` command, in order; training is resumed, or left out if it has finished."""
+    """Return the arguments of each `cifar` command, in order; resume training, or skip it if it has finished."""
     run, model, samples = folder / "runs" / "demo", folder / "model.onnx", folder / "samples"
     train = ["train", "--recipe", "demo", "--data", "demo", "--runs", run.parent, "--name", run.name]
-    if (run / "last.pt").is_file():
+    if (run / "recipe.toml").is_file():
         train = ["train", "--resume", run, "--data", "demo"]
     commands = [
         ["export", model, "--data", "demo", "--runs", run.parent],

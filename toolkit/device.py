@@ -10,7 +10,7 @@ import torch
 from toolkit.cores import available_cores
 from toolkit.errors import UsageError, first_line
 
-CROWDED_SHARE = 0.25  # of the threads' time, spent waiting for a core: from here on training is clearly slower
+CROWDED_SHARE = 0.25  # fraction of the threads' time spent waiting for a core; training is clearly slower above it
 
 
 def choose_device(name: str = "auto") -> torch.device:

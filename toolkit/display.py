@@ -249,7 +249,7 @@ def decoding_bar() -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def jobs_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a progress callback for parallel jobs: the number of `unit` that are done, and of all.
+    """Yield a progress callback for parallel jobs: number of `unit` done, number in total.
 
     Shows nothing until the first call; then a live bar on a terminal, and elsewhere a line for each tenth of the work.
     """
@@ -334,8 +334,8 @@ _SPREAD = (("mean", "mean"), ("std", "std"), ("minimum", "min"))
 def metrics_lines(metrics: "Metrics") -> str:
     """Format accuracy, loss and calibration error, then each class's accuracy with the confusion matrix.
 
-    Where the matrix has more than `MATRIX_CLASSES` classes or is wider than the terminal, its largest entries off the
-    diagonal and the classes with the lowest accuracy take its place.
+    If the matrix has more than `MATRIX_CLASSES` classes or is wider than the terminal, list its largest off-diagonal
+    entries and the classes with the lowest accuracy instead.
     """
     facts = [
         ("Accuracy", f"{metrics.accuracy:.2%} ({metrics.correct:,} of {metrics.images:,} images)"),
@@ -351,7 +351,7 @@ def metrics_lines(metrics: "Metrics") -> str:
 
 
 def _confusion_matrix(metrics: "Metrics") -> str:
-    """One row per true class, as wide as it has to be; columns are headed by the classes' numbers."""
+    """Format one row per true class, without a width limit; class indices head the columns."""
     rows = [
         [f"{index} {name}", _number(accuracy, ".2%"), *map(str, counts)]
         for index, ((name, accuracy), counts) in enumerate(
@@ -462,9 +462,10 @@ def _table(
 def _facts(facts: Sequence[tuple[str, str]]) -> str:
     """Lay out labels and values, one pair per line; a long value continues below itself."""
     indent = max(len(label) for label, _ in facts) + 3
+    width = max(output_width() - indent, 20)
     lines = []
     for label, value in facts:
-        first, *others = _wrap(value, width=output_width() - indent).splitlines() or [""]
+        first, *others = _wrap(value, width=width).splitlines() or [""]
         lines += [f"{label:<{indent}}{first}", *(" " * indent + other for other in others)]
     return "\n".join(lines)
 

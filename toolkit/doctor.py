@@ -132,7 +132,7 @@ def _data(data: str | None) -> list[Finding]:
         images = f"{status.train_count:,} training and {status.test_count:,} test images"
         return [Finding("data", f"{status.name}: {images}, in {status.folder or 'memory'} ({status.chosen_by})")]
     faulty = [name for name, state in status.files.items() if state != "ok"]
-    which = "none of the files" if len(faulty) == len(status.files) else f"missing or damaged are {', '.join(faulty)}"
+    which = "no usable files" if len(faulty) == len(status.files) else f"missing or damaged: {', '.join(faulty)}"
     found = f"{status.name} in {status.folder} ({status.chosen_by}): {which}"
     return [Finding("data", found, None, "cifar data --fetch" + (f" --data {shlex.quote(data)}" if data else ""))]
 
@@ -144,6 +144,6 @@ def _shipped_model() -> list[Finding]:
     try:
         session = open_model(SHIPPED_MODEL, provider="cpu")
     except ToolkitError as error:
-        return [Finding("shipped model", str(error), False, "pip install --force-reinstall cifar, or cifar export")]
+        return [Finding("shipped model", str(error), False, "install the toolkit again, or cifar export")]
     facts = ", ".join(f"{key} {session.metadata.get(key, 'unknown')}" for key in ("model", "test_accuracy"))
     return [Finding("shipped model", f"{SHIPPED_MODEL.name}: {facts}")]

@@ -20,5 +20,5 @@ class ModelRejected(ToolkitError):
 
 
 def first_line(error: BaseException, *, limit: int = 300) -> str:
-    """The first line of an error's message, or the name of its type; at most `limit` characters."""
+    """Return the first line of an error's message, or the error's type if it is empty; at most `limit` characters."""
     return ((str(error).strip() or type(error).__name__).splitlines()[0])[:limit]

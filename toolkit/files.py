@@ -95,7 +95,7 @@ _SUFFIX = ".partial"
 
 
 def _temporary_prefix(path: Path) -> str:
-    """The start of the names of temporary files for `path`, shorter than any name that the file system takes."""
+    """Return the name prefix of temporary files for `path`; a long name is hashed, to fit the file system's limit."""
     name = path.name
     if len(os.fsencode(name)) > 200:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
@@ -134,7 +134,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether no living process uses a temporary file. On Windows a day without a change decides."""
+    """Return whether no process uses a temporary file any more; on Windows, whether it is older than a day."""
     try:
         if fcntl is None:
             return time.time() - path.lstat().st_mtime > 86_400
@@ -250,7 +250,7 @@ def escape(name: str | os.PathLike[str]) -> str:
 
 
 def shorten(text: str, *, limit: int = 120) -> str:
-    """Text from a file as a message may hold it: printable, one line, at most `limit` characters."""
+    """Escape text from a file for a message: printable, one line, at most `limit` characters."""
     text = escape(text)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
@@ -259,7 +259,7 @@ def quote(value: object, *, limit: int = 120) -> str:
     """The `repr` of a value from a file, shortened as `shorten` does."""
     try:
         return shorten(repr(value), limit=limit)
-    except (ValueError, RecursionError):  # a number of thousands of digits; tables nested beyond Python's limit
+    except (ValueError, RecursionError):  # an integer of thousands of digits; nesting above the recursion limit
         return "a value too long to show"
 
 

@@ -19,7 +19,7 @@ EXIT_CODE = 130
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 _SHOW_CURSOR = "\x1b[?25h"
 
-_NOTICE_SECONDS = 0.2  # by which the thread may be notified later than the main thread
+_NOTICE_SECONDS = 0.2  # maximum delay of the thread's notification after the main thread's
 
 _descriptions: list[Callable[[], str]] = []
 _sockets: list[socket.socket] = []  # kept open

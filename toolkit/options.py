@@ -1,4 +1,4 @@
-"""Options of the commands, declared for Typer: those of several commands once, and the longer ones of a single one."""
+"""Typer options: the options that several commands share, and the long options of single commands."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -33,7 +33,7 @@ Provider = Annotated[
 GateProvider = Annotated[Literal["cpu", "cuda"], typer.Option("--provider", help="Where the checks run the model.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Quick = Annotated[bool, typer.Option("--quick", help="One short round.")]
-BatchSizes = Annotated[list[int] | None, typer.Option("--batch-size", help="May be given more than once.")]
+BatchSizes = Annotated[list[int] | None, typer.Option("--batch-size", help="Images per batch; may be repeated.")]
 On = Annotated[
     str | None,
     typer.Option("--on", help="Where to run: local (processes), ray, or the address of a Ray cluster."),

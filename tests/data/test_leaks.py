@@ -60,7 +60,7 @@ def test_one_picture_under_two_labels_is_an_error(tmp_path, other):
         if f"{seed}.png is" in message:
             assert f"{tmp_path}/train/cat/{seed}.png is cat" in message
             assert f"{tmp_path}/{other}/copy/{seed}.png is dog" in message
-    assert message.endswith("so are 1 other pairs. Remove one of each pair")
+    assert message.endswith("the same applies to 1 more. Remove one of each pair")
 
 
 def test_a_class_of_which_nothing_is_left(tmp_path):

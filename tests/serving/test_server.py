@@ -17,6 +17,9 @@ from tests.serving.test_metrics import samples, value
 from tests.support.onnx_models import saved, tiny_model
 from tests.support.serving import Address, Command, cifar_serve, picture, receive, wait_until
 from tests.support.sources import ROOT
+from toolkit.errors import UsageError
+from toolkit.reporting import ignore
+from toolkit.serving.server import serve
 
 pytestmark = pytest.mark.slow
 
@@ -168,6 +171,11 @@ def test_a_port_in_use_is_an_error_of_one_line(model_file: Path) -> None:
     assert done.returncode == 1
     message = f"cannot listen on 127.0.0.1, port {port}: Address already in use; choose others with --host and --port"
     assert done.stderr == f"error: {message}\n"
+
+
+def test_a_port_above_the_largest_is_refused(model_file: Path) -> None:
+    with pytest.raises(UsageError, match="the port must lie between 0 and 65535, not 70000"):
+        serve(model_file, port=70_000, announce=ignore)
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "x" * 70, "192.0.2.1"])

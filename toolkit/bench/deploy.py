@@ -56,7 +56,7 @@ def bench_deploy(
         skip_damaged: continue without pictures that cannot be read.
         batch_sizes: images per call, in the order in which they are measured.
         quick: one short round, no compiled network, no accuracy.
-        progress: told what is measured next.
+        progress: called with a description of the next measurement.
 
     Raises:
         UsageError: a batch size outside 1 to `MAX_BATCH`.
@@ -76,7 +76,7 @@ def bench_deploy(
             batch_sizes,
             rounds=QUICK_ROUNDS if quick else ROUNDS,
             seconds=QUICK_SECONDS if quick else SECONDS,
-            environment={"TORCHINDUCTOR_CACHE_DIR": cache},  # no compilation is found done
+            environment={"TORCHINDUCTOR_CACHE_DIR": cache},  # an empty cache: each run compiles
             progress=progress,
         )
     return BenchmarkResult(
@@ -100,7 +100,7 @@ def _add_file_figures(result: Result, accuracies: dict[str, float]) -> Result:
 
 
 def find_sides(models: Sequence[Path], checkpoint: Path | None, *, quick: bool = False) -> tuple[list[Side], list[str]]:
-    """The sides that this machine can run, and a note on each that it cannot.
+    """List the sides that this machine can run, and the reasons why others cannot run.
 
     Raises:
         ToolkitError: a file cannot be opened.
@@ -108,10 +108,14 @@ def find_sides(models: Sequence[Path], checkpoint: Path | None, *, quick: bool =
     sessions = {path: open_model(path, provider="cpu") for path in models}
     sides: list[Side] = []
     providers, notes = _find_providers(models[0])
+    alike = len({path.name for path in models}) < len(models)
+    names = {path: escape(path if alike else path.name) for path in models}
     for provider in ("cpu", *providers):
-        sides += [_side("onnx", path, provider) for path in models]
+        sides += [_side("onnx", path, provider, name=names[path]) for path in models]
         if provider == "cpu":
-            sides += [_side("bare", path, provider) for path in models if _can_run_bare(sessions[path])]
+            sides += [
+                _side("bare", path, provider, name=names[path]) for path in models if _can_run_bare(sessions[path])
+            ]
     if checkpoint is None and SHIPPED_CHECKPOINT.is_file():
         checkpoint = SHIPPED_CHECKPOINT
     if checkpoint is None:
@@ -120,15 +124,15 @@ def find_sides(models: Sequence[Path], checkpoint: Path | None, *, quick: bool =
         raise ToolkitError(f"no checkpoint at {checkpoint}")
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     kinds = ["eager"] if quick else ["eager", "compiled"]
-    return sides + [_side(kind, checkpoint, device) for device in devices for kind in kinds], notes
+    return sides + [
+        _side(kind, checkpoint, device, name=f"PyTorch {kind}") for device in devices for kind in kinds
+    ], notes
 
 
-def _side(kind: str, file: Path, place: str) -> Side:
-    """`place` is the torch device or the execution provider."""
-    name = f"PyTorch {kind}, {place}" if kind in ("eager", "compiled") else f"{escape(file.name)}, {place}"
-    if kind == "bare":
-        name += ", bare session"
-    return Side(name, "toolkit.bench.deploy_worker", {"kind": kind, "file": str(file), "place": place})
+def _side(kind: str, file: Path, device: str, *, name: str) -> Side:
+    """Build a side; `device` is the torch device or the execution provider."""
+    name = f"{name}, {device}" + (", bare session" if kind == "bare" else "")
+    return Side(name, "toolkit.bench.deploy_worker", {"kind": kind, "file": str(file), "place": device})
 
 
 def _can_run_bare(session: Session) -> bool:

@@ -44,7 +44,7 @@ def prepare(options: dict[str, Any]) -> Subject:
 
 
 def time_calls(call: Call, images: np.ndarray[Any, Any], seconds: float) -> list[float]:
-    """Call for `seconds`; the milliseconds of each call."""
+    """Call the model for `seconds`; return the duration of each call in milliseconds."""
     taken: list[float] = []
     end = time.perf_counter() + seconds
     while len(taken) < MIN_CALLS or time.perf_counter() < end:

@@ -43,8 +43,8 @@ def measure(
         seconds: duration of one timing.
         environment: variables added to this process's own for the workers.
         answer_limit: seconds that a worker may take for one answer.
-        deadline: of `time.monotonic()`; after it, no further process and no further round is started.
-        progress: told what is measured next.
+        deadline: of `time.monotonic()`; after it, no process and no round but the first of a batch size starts.
+        progress: called with a description of the next measurement.
     """
     workers: list[Worker] = []
     try:
@@ -101,7 +101,11 @@ class Worker:
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        self.ready = self._read_answer()
+        try:
+            self.ready = self._read_answer()
+        except BaseException:  # interrupted: the caller has no worker to stop
+            self.stop()
+            raise
 
     def time(self, batch_size: int, seconds: float) -> None:
         """Run one round."""
@@ -117,7 +121,7 @@ class Worker:
             self.answers.setdefault(batch_size, []).append(self._read_answer())
 
     def finish(self) -> Result:
-        """Tell the process that there are no more orders, and summarize its answers."""
+        """Close the input of the process, and summarize its answers."""
         assert self._process.stdin is not None
         last: dict[str, Any] = {}
         if not self.failure:
@@ -138,7 +142,7 @@ class Worker:
         self._process.wait()
 
     def _read_answer(self) -> dict[str, Any]:
-        """The next answer; {} if there is none, and `failure` then has the reason."""
+        """Read the next answer; if there is none, set `failure` to the reason and return {}."""
         assert self._process.stdout is not None
         timer = threading.Timer(self.answer_limit, self._process.kill)
         timer.start()
@@ -160,6 +164,6 @@ def summarize(batch_size: int, answers: Sequence[dict[str, Any]]) -> Timing:
 
 
 def child_environment() -> dict[str, str]:
-    """This process's variables, with the toolkit on the module path from any working folder."""
+    """Return the environment of this process, with the toolkit's folder added to PYTHONPATH."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return os.environ | {"PYTHONPATH": path}

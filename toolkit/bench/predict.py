@@ -56,7 +56,7 @@ def bench_predict(
         model: an ONNX file that takes uint8 pictures; by default the one that `cifar predict` takes.
         pictures: number of PNG files of 32x32 pixels in the folder; by default 10,000, and 500 when `quick`.
         quick: few rounds.
-        progress: told what is measured next.
+        progress: called with a description of the next measurement.
 
     Raises:
         UsageError: fewer than one picture.
@@ -97,7 +97,7 @@ def bench_predict(
                 progress=progress,
             )
         )
-    whole[0] = replace(whole[0], memory=None)  # of another kind: without what the process took before
+    whole[0] = replace(whole[0], memory=None)  # not comparable: excludes the memory from before the model was opened
     return BenchmarkResult(
         benchmark="predict",
         device=device_name(torch.device("cpu")),
@@ -111,7 +111,7 @@ def bench_predict(
 
 
 def record_size(result: Result, pictures: int) -> Result:
-    """Keep the number of pictures of the side's options; the others are paths of this machine."""
+    """Replace the side's options by the number of pictures: the other options hold local paths."""
     return replace(result, side=replace(result.side, options={"pictures": pictures}))
 
 

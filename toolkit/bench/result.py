@@ -1,4 +1,4 @@
-"""What a benchmark measures and returns: sides, timings, results, and the tables that a terminal shows of them."""
+"""The results of a benchmark: sides, timings, and tables for the terminal."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -106,7 +106,7 @@ class BenchmarkResult:
         return ", ".join([self.device or "unknown device", f"{self.cores} cores", *libraries, *settings])
 
     def tables(self) -> Iterator[tuple[tuple[str, ...], list[list[str]]]]:
-        """Headings and rows of each table. One with a batch size has a row for each timing, else for each side."""
+        """Yield headings and rows of each table: a row per timing if it has a batch column, else a row per side."""
         for columns in TABLES[self.benchmark]:
             pairs = self._pair_timings() if "batch" in columns else [(result, None) for result in self.results]
             yield columns, [[COLUMNS[name](result, timing) for name in columns] for result, timing in pairs]

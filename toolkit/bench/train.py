@@ -38,7 +38,7 @@ def bench_train(
     """Time every kind of training step of resnet20 at every batch size.
 
     `start_seconds` of a side is the time from the start of its process to its first step: imports, data, network. Its
-    figure `first_steps_seconds` is the time of the first five steps, which record and warm up. `memory` is the peak of
+    figure `first_steps_seconds` is the time of the first five steps: warm-up and graph capture. `memory` is the peak of
     what torch allocated on CUDA; elsewhere the peak resident memory of the process, without the workers of its data
     loader. Ratios refer to the conventional loop.
 
@@ -47,7 +47,7 @@ def bench_train(
         batch_sizes: images per step, in the order in which they are measured.
         quick: one short round.
         images: number of random training images.
-        progress: told what is measured next.
+        progress: called with a description of the next measurement.
 
     Raises:
         UsageError: the device cannot be used, or a batch size is outside 1 to `images`.

@@ -16,7 +16,7 @@ from models import build_model
 from toolkit.bench.worker import Subject, peak_memory, run_worker
 
 CLASSES = 10
-WARM_UP_STEPS = 5  # untimed: the step warms up and records in them
+WARM_UP_STEPS = 5  # not in the timings: warm-up and graph capture
 MIN_STEPS = 3  # per round, however slow
 LEARNING_RATE = 0.05
 
@@ -28,7 +28,7 @@ class Trainer:
     Attributes:
         step: takes one step.
         wait: waits until the device has finished all steps.
-        prefetched: number of batches that may be prepared while nothing is timed; they are used up before each round.
+        prefetched: number of batches that may be prepared between rounds; each round first takes them untimed.
         notes: what differs from the request.
     """
 

@@ -1,6 +1,6 @@
 """A worker process of a benchmark: reads orders from stdin, answers each with a line of JSON on stdout.
 
-Only the standard library, so that the process shows the memory and the start of what it measures, not of this file.
+This module imports only the standard library and `toolkit.errors`, to add little memory and start time of its own.
 """
 
 import json
@@ -33,10 +33,10 @@ class Subject:
 
 
 def run_worker(prepare: Callable[[dict[str, Any]], Subject]) -> None:
-    """Prepare a subject by the options of `toolkit.bench.harness.Worker`, and time it for each order.
+    """Prepare a subject with the options from `toolkit.bench.harness.Worker`, and time it for each order.
 
-    Answers once when the subject is ready, once for each order and once after the last; an exception ends the process,
-    and its first line is the answer. Stdout is kept for the answers: what libraries print goes to stderr.
+    Send an answer when the subject is ready, after each order, and at the end of the orders. On an exception, answer
+    with its first line and exit. Stdout carries only answers: the output of libraries goes to stderr.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -1,7 +1,7 @@
 """Jobs and engines: a job is a function of plain values, an engine runs jobs in processes or on machines.
 
 A job reads its input from shared storage, and renames its complete result there to the final name. It can therefore be
-repeated: after its process or machine died it runs again, and a finished job returns at once.
+repeated: it runs again after the death of its process or machine, and returns at once if it is finished.
 """
 
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from toolkit.errors import ToolkitError, first_line
 from toolkit.reporting import ignore
 
-RETRIES = 3  # of a job whose process or machine died; an error of its own ends it at once
+RETRIES = 3  # of a job whose process or machine died; a job that raises an error is not repeated
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Engine(Protocol):
     """Runs jobs, in other processes or on other machines."""
 
     def run(self, jobs: Iterable[Job], *, on_wait: Callable[[], object] = ignore) -> Outcomes:
-        """Yield the outcome of each job as it ends, in any order; no job that fails ends another.
+        """Yield the outcome of each job as it ends, in any order; a failed job does not stop the others.
 
-        Closing the iterator, and an exception such as KeyboardInterrupt, stop all jobs that are running.
+        Closing the iterator, or an exception such as KeyboardInterrupt, stops all running jobs.
 
         Args:
             jobs: consumed as processes become free, so that memory does not grow with their number.
@@ -61,7 +61,7 @@ class Engine(Protocol):
 
 
 def run_job(job: Job) -> Outcome:
-    """Run a job in this process. An exception becomes its outcome; a process that dies has none."""
+    """Run a job in this process; return its outcome, with the error of an exception."""
     try:
         job.function(**job.arguments)
     except ToolkitError as error:

@@ -6,7 +6,7 @@
     part-00000.csv     the predictions of the first part, in the order of the list; complete as soon as it exists
     errors-00000.jsonl its pictures that could not be read, if any: {"path": ..., "error": ...}
 
-The list is written once, so that a repeated command puts each picture into the same part.
+A repeated command must produce the same list, so that each picture stays in the same part.
 """
 
 import hashlib

@@ -51,11 +51,11 @@ def train_seeds(
     A resumed run is bit-identical to an uninterrupted one on the same hardware with as many processor threads.
 
     Args:
-        engine: where they are trained.
-        runs: of one recipe, not finished; with their recipes, on storage that the engine's machines see.
+        engine: runs the jobs.
+        runs: unfinished runs of one recipe, created on storage that the engine's machines see.
         source: the data set, found on every machine at the same path.
         options: device, kind of step and TensorBoard.
-        progress: called with the completed epochs of all runs, and with all their epochs.
+        progress: called with the completed and the total epochs of all runs.
         note: called with one line for each run that ends.
 
     Raises:
@@ -89,7 +89,7 @@ def _require_one_data_set(runs: Sequence[RunFolder]) -> None:
     first = runs[0].path.name
     if others := [name for name, found in data.items() if found != data[first]]:
         raise ToolkitError(
-            f"the data differ between machines: {', '.join(others)} had others than {first}. Make the same data "
+            f"the data differ between machines: {', '.join(others)} had other data than {first}. Make the same data "
             "visible to all, remove these run folders and repeat the command"
         )
 
@@ -133,7 +133,7 @@ def train_seed(
 
 
 def _open_source(name: str, folder: str | None, *, skip_damaged: bool) -> DataSource:
-    """Find the data by name and place: a folder may hold both CIFAR-10 and CIFAR-100."""
+    """Find the data by name and path: a folder may hold both CIFAR-10 and CIFAR-100."""
     if folder is None:
         return find_data(name)
     if which := cifar.BY_NAME.get(name):

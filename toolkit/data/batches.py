@@ -1,4 +1,4 @@
-"""Read the pickled files of CIFAR-10 and CIFAR-100, each once: the checked bytes are the unpickled ones."""
+"""Read the pickled files of CIFAR-10 and CIFAR-100. The checksum and the unpickler use the same bytes."""
 
 import hashlib
 import io
@@ -60,10 +60,10 @@ def read_batch(path: Path, md5: str, *, labels: str, classes: int) -> tuple[NDAr
         path: the file.
         md5: its checksum.
         labels: the key of the labels.
-        classes: their number.
+        classes: the number of classes.
 
     Raises:
-        ToolkitError: as `read_pickle`, or other contents than images and labels.
+        ToolkitError: see `read_pickle`; or the dictionary does not hold images and labels.
     """
     values = read_pickle(path, md5)
     pixels, numbers = values.get("data"), values.get(labels)

@@ -28,7 +28,7 @@ _BLOCK = 2**22  # bytes read or checked at a time
 
 
 def load_or_build(listing: Listing, folder: Path, build: Callable[[], Pictures], *, note: Note) -> Pictures:
-    """Return the decoded pictures of a listing, from the cache entry in `folder`; `build` and write a missing entry.
+    """Return the decoded pictures of a listing from the cache in `folder`; build and write the entry if missing.
 
     When several processes need the same entry, one builds it and the others wait for it. A damaged entry is rebuilt.
     If the folder cannot be written, the pictures are decoded without caching, and a note gives the reason.
@@ -55,12 +55,12 @@ def load_or_build(listing: Listing, folder: Path, build: Callable[[], Pictures],
 
 
 def _key(listing: Listing) -> str:
-    """Digest of the files and of the version of Pillow: another version may decode a JPEG file to other pixels."""
+    """Digest the listing and Pillow's version: different versions may decode a JPEG file differently."""
     return sha256(f"{listing.key} {PIL.__version__}".encode()).hexdigest()
 
 
 def _prefix(listing: Listing) -> str:
-    """The part of the file name that is the same for every state of one folder."""
+    """Return the start of the file names of all entries of one folder."""
     return sha256(str(listing.root).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -127,7 +127,7 @@ def _read_entry(file: BinaryIO, listing: Listing) -> Pictures:
 
 
 def _errors_persist(listing: Listing, pictures: Pictures) -> bool:
-    """Whether every picture that could not be decoded still cannot: its file may have been locked or out of reach."""
+    """Decode the failed pictures again; return whether all still fail. A file may have been locked or unreachable."""
     paths = [listing.full_path(index) for index in sorted(pictures.errors)]
     return len(decode_pictures(paths).errors) == len(paths)
 

@@ -27,10 +27,10 @@ _IMAGES_PER_STEP = 4096
 
 
 def choose_channel_statistics(source_name: str, images: Tensor) -> ChannelStatistics:
-    """The statistics by which a network trained from scratch normalizes: the published ones of CIFAR-10, else computed.
+    """Return the statistics for training from scratch: published for CIFAR-10 and the demo data, else computed.
 
     Args:
-        source_name: of the data set.
+        source_name: the name of the data set.
         images: the training images, uint8 (N, 3, H, W), N at least 1.
     """
     return _GIVEN.get(source_name) or compute_channel_statistics(images)
@@ -51,7 +51,7 @@ def compute_channel_statistics(images: Tensor) -> ChannelStatistics:
     levels = torch.arange(256, dtype=torch.float64) / 255
     shares = counts.double() / counts.sum(dim=1, keepdim=True)
     mean = shares @ levels
-    std = (shares @ levels**2 - mean**2).clamp(min=0).sqrt().clamp(min=1 / 255)  # of one level: not 0, a divisor
+    std = (shares @ levels**2 - mean**2).clamp(min=0).sqrt().clamp(min=1 / 255)  # above 0: a divisor
     return ChannelStatistics(_as_channels(mean), _as_channels(std))
 
 
@@ -62,8 +62,8 @@ def normalize(
 
     Args:
         images: uint8 (N, 3, H, W).
-        dtype: of the result; computed in float32.
-        statistics: by default those of CIFAR-10's training images.
+        dtype: the type of the result; the computation uses float32.
+        statistics: CIFAR-10's by default.
     """
     scale, offset = _scale_and_offset(images.device, statistics)
     return torch.addcmul(offset, images.float(), scale).to(dtype)

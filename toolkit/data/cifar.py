@@ -33,12 +33,12 @@ class Cifar:
     """One of the two data sets.
 
     Attributes:
-        name: as in `--data`.
-        title: as in messages.
-        archive: its files.
-        class_names: in the order of the labels; of CIFAR-100 the fine ones.
-        train, test, meta: the names of the files with the images and with the class names.
-        labels, meta_names: the keys of labels and class names in them.
+        name: the name for `--data`.
+        title: the name in messages.
+        archive: the published archive.
+        class_names: in the order of the labels; for CIFAR-100, the fine classes.
+        train, test, meta: the names of the files with training images, test images and class names.
+        labels, meta_names: the keys of labels and class names in these files.
     """
 
     name: str
@@ -140,7 +140,7 @@ def read_cifar(which: Cifar, folder: Path, *, train: bool) -> Images:
     Args:
         which: the data set.
         folder: the folder that holds the archive's folder.
-        train: the training images rather than the test images.
+        train: read the training images if true, else the test images.
 
     Raises:
         ToolkitError: a file is missing, damaged or not readable.
@@ -164,7 +164,7 @@ def read_cifar(which: Cifar, folder: Path, *, train: bool) -> Images:
 
 
 def folder_that_holds(which: Cifar, folder: Path) -> Path:
-    """The parent of `folder` where `folder` is the archive's folder itself, else `folder`; absolute."""
+    """Return `folder` as an absolute path, or its parent if `folder` is the archive's folder itself."""
     folder, name = Path(os.path.abspath(folder.expanduser())), which.archive.folder
     if folder.name == name and not (folder / name).is_dir():
         return folder.parent

@@ -25,9 +25,9 @@ from toolkit.files import as_text, escape, replacing
 from toolkit.reporting import Note, Progress, ignore
 
 DEMO = "demo"  # the synthetic pictures; "./demo" names a folder
-PICTURES = "pictures"  # name of every folder and CSV file, so that moving one keeps the identity of its data
+PICTURES = "pictures"  # the name of every folder and CSV file: a moved folder keeps the identity of its data
 
-FOUND_BY_NAME = (DEMO, cifar.CIFAR100.name)  # data of a trained model that, like CIFAR-10, are found without --data
+FOUND_BY_NAME = (DEMO, cifar.CIFAR100.name)  # a model trained on these needs no --data, as with CIFAR-10
 
 _CACHE = "the cache folder"
 
@@ -90,7 +90,7 @@ class PictureSource(DataSource):
 
     Attributes:
         skip_damaged: whether pictures that cannot be read are left out.
-        load: decodes the pictures, or returns those that were decoded before.
+        load: decodes the pictures at the first call; later calls return the same result.
     """
 
     skip_damaged: bool
@@ -165,10 +165,10 @@ def find_data(
 
     Args:
         data: "cifar10", "cifar100", "demo", a folder, or a CSV file; None for the default.
-        fetch: download CIFAR where the cache folder lacks it. A folder that the user named is never written to.
+        fetch: download CIFAR if the cache folder lacks it. Other folders are never written to.
         skip_damaged: continue without pictures that cannot be read.
         progress: receives the progress of a download (see `toolkit.data.download.DownloadProgress`).
-        on_pictures: receives the number of decoded pictures, and of all.
+        on_pictures: receives the number of decoded pictures and the total.
         note: receives one line for each damaged picture and each remark.
 
     Raises:
@@ -208,12 +208,12 @@ def find_data(
 
 
 def name_of_data(data: str | None = None) -> str | None:
-    """Name of the data set that `data` or `$CIFAR_DATA` names; None where neither does."""
+    """Return the name of the data set that `data` or `$CIFAR_DATA` selects; None if neither is set."""
     return _locate(data).name if data or os.environ.get(cifar.VARIABLE) else None
 
 
 def fetch_data(data: str | None = None, *, progress: DownloadProgress = ignore) -> None:
-    """Download CIFAR-10 or CIFAR-100 to where `find_data` looks for it; nothing is done where it is complete.
+    """Download CIFAR-10 or CIFAR-100 to the folder where `find_data` expects it; do nothing if it is complete.
 
     Raises:
         UsageError: `data` is the synthetic set, a CSV file or a folder of pictures.
@@ -284,7 +284,7 @@ def write_samples(source: DataSource, folder: Path, *, per_class: int = 1) -> li
         The paths, class by class.
 
     Raises:
-        UsageError: `per_class` is not between 1 and the number of test images of each class that has any.
+        UsageError: `per_class` is below 1, or a class with test images has fewer.
         ToolkitError: the data cannot be read or the files cannot be written.
     """
     test = source.test()

@@ -55,9 +55,9 @@ class DownloadLimits:
 
     Attributes:
         timeout_seconds: for the connection, and for each block of data.
-        min_rate: bytes per second, averaged over `window_seconds`; a slower source is left.
+        min_rate: bytes per second, averaged over `window_seconds`.
         window_seconds: the period over which the rate is averaged.
-        connections: how many times to connect to one source when the connection breaks.
+        connections: the maximum number of connections to a source per attempt.
     """
 
     timeout_seconds: float = 20.0

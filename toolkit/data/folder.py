@@ -109,7 +109,7 @@ class _Scan:
             self.notes.append(f"{escape(folder.path)} has no pictures: ignored")
 
     def may_enter(self, folder: os.DirEntry[str]) -> bool:
-        """Whether a folder is read: not if it is a link, whose target is listed itself or lies outside."""
+        """Return whether to read a folder. Links are not read: their targets are listed themselves or lie outside."""
         if not folder.is_symlink():
             return True
         if not self.leaves(folder):
@@ -121,11 +121,11 @@ class _Scan:
             return
         try:
             self.files.append(make_listed_file(self.root, entry.path, class_name, split, entry.stat()))
-        except OSError as error:  # it vanished, or is a link to nothing or to itself
+        except OSError as error:  # it was removed, or is a broken or circular link
             self.add_problem(entry.path, f"cannot be read: {error.strerror or error}")
 
     def leaves(self, entry: os.DirEntry[str]) -> bool:
-        """Whether an entry is a link out of the folder, which is a problem."""
+        """Return whether an entry is a link to a target outside the root; if so, record a problem."""
         if not entry.is_symlink():
             return False
         target = os.path.realpath(entry.path)

@@ -6,19 +6,20 @@ from numpy.typing import NDArray
 from toolkit.data.listing import Listing
 from toolkit.errors import ToolkitError
 
-# Two pictures are near duplicates where the correlation of their 3,072 values, less the mean of each channel, is at
-# least 0.95. Chosen by eye on CIFAR-10, which has 80 such pairs of a training and a test image: about 75 show the same
-# picture with other brightness, contrast, compression or margins, the others a similar horizon.
+# Two pictures are near duplicates if their 3,072 values, with the channel means subtracted, have a correlation of at
+# least 0.95. The threshold was chosen by inspecting CIFAR-10, which has 80 such pairs of a training and a test image:
+# about 75 show the same picture with different brightness, contrast, compression or margins, the others a similar
+# horizon.
 NEAR_CORRELATION = 0.95
 
-MAX_PAIRS = 5 * 10**9  # compared in about 40 seconds by one core; above, near duplicates are not counted
+MAX_PAIRS = 5 * 10**9  # take about 40 seconds on one core; with more pairs, near duplicates are not counted
 
 _BLOCK = 512  # pictures compared at a time
-_CELLS = 4  # of a thumbnail, a side
+_CELLS = 4  # per side of a thumbnail
 
 
 def check_labels(listing: Listing, digests: NDArray[np.bytes_], usable: NDArray[np.bool_]) -> None:
-    """Raise an error where the same picture has two labels.
+    """Raise an error if the same picture has two labels.
 
     Args:
         listing: the pictures.
@@ -26,7 +27,7 @@ def check_labels(listing: Listing, digests: NDArray[np.bytes_], usable: NDArray[
         usable: bool (N,): the pictures to compare.
 
     Raises:
-        ToolkitError: names both files of the first pair, and the number of further pictures.
+        ToolkitError: a picture has two labels; the message names the first pair and counts the others.
     """
     candidates = np.flatnonzero(usable)
     order = candidates[np.lexsort((listing.labels[candidates], digests[candidates]))]
@@ -39,14 +40,14 @@ def check_labels(listing: Listing, digests: NDArray[np.bytes_], usable: NDArray[
         return f"{listing.escaped_path(index)} is {listing.class_names[listing.labels[index]]}"
 
     first, second = sorted(order[[pairs[0], pairs[0] + 1]].tolist())
-    more = f"; so are {len(pairs) - 1:,} other pairs" if len(pairs) > 1 else ""
+    more = f"; the same applies to {len(pairs) - 1:,} more" if len(pairs) > 1 else ""
     raise ToolkitError(
         f"the same picture has two labels: {describe(first)}, {describe(second)}{more}. Remove one of each pair"
     )
 
 
 def find_repeated(digests: NDArray[np.bytes_], splits: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Mark the pictures of training that are identical to one of validation or test, and of validation to one of test.
+    """Mark training pictures that occur in validation or test, and validation pictures that occur in test.
 
     Args:
         digests: S16 (N,).
@@ -63,11 +64,10 @@ def find_repeated(digests: NDArray[np.bytes_], splits: NDArray[np.uint8]) -> NDA
 
 
 def count_near_duplicates(pixels: NDArray[np.uint8], train: NDArray[np.intp], test: NDArray[np.intp]) -> int | None:
-    """Count the pairs of a training and a test picture that are near duplicates; None where there are too many pairs.
+    """Count the pairs of a training and a test picture that are near duplicates; return None for too many pairs.
 
-    A correlation c of two pictures is a squared distance of 2 (1 - c) between their normalized values. Averaging cells
-    of 8x8 pixels never increases a distance, so only the pairs whose 4x4 thumbnails are that near are compared in full:
-    the count is exact.
+    Two normalized pictures with correlation c have the squared distance 2 (1 - c). Averaging cells of 8x8 pixels never
+    increases a distance, so the count stays exact if only pairs with close 4x4 thumbnails are compared in full.
 
     Args:
         pixels: uint8 (N, 3, 32, 32).
@@ -90,7 +90,7 @@ def count_near_duplicates(pixels: NDArray[np.uint8], train: NDArray[np.intp], te
 
 
 def _thumbnails(pixels: NDArray[np.uint8], index: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Normalized pictures, averaged over cells and scaled so that distances are not increased: float32 (K, 48)."""
+    """Normalize pictures, average them over cells, and scale so that distances do not increase: float32 (K, 48)."""
     side = pixels.shape[-1] // _CELLS
     found = np.empty((len(index), 3 * _CELLS**2), np.float32)
     for start in range(0, len(index), _BLOCK):
@@ -101,7 +101,7 @@ def _thumbnails(pixels: NDArray[np.uint8], index: NDArray[np.intp]) -> NDArray[n
 
 
 def _normalize(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Less the mean of each channel, and scaled to length 1: float32 (K, 3, 1024); zeros for a plain picture."""
+    """Subtract each channel's mean and scale to length 1: float32 (K, 3, 1024); zeros for a uniform picture."""
     values = pictures.reshape(len(pictures), 3, -1).astype(np.float32)
     values -= values.mean(axis=2, keepdims=True)
     values /= np.maximum(np.sqrt(np.square(values).sum(axis=(1, 2), keepdims=True)), 1e-6)

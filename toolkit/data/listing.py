@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from toolkit.errors import ToolkitError
 from toolkit.files import escape, shorten
 
-# Codes of the splits. A picture of UNSPLIT becomes one of training or test by `toolkit.data.split.split_by_digest`.
+# Codes of the splits. `toolkit.data.split.split_by_digest` assigns UNSPLIT pictures to training or test.
 TRAIN, VAL, TEST, UNSPLIT = 0, 1, 2, 3
 SPLIT_LABELS = ("training", "validation", "test", "")
 
@@ -163,7 +163,7 @@ def _check_classes(root: Path, names: list[str], files: Sequence[ListedFile]) ->
         raise ToolkitError(
             f"{where}: the class {shorten(unknown[0])} has {SPLIT_LABELS[example.split]} pictures "
             f"({escape(example.path)}) but no training pictures"
-            + (f"; so have {len(unknown) - 1} other classes" if len(unknown) > 1 else "")
+            + (f"; the same applies to {len(unknown) - 1} more" if len(unknown) > 1 else "")
         )
     if not any(file.split in (TEST, UNSPLIT) for file in files):
         raise ToolkitError(f"{where}: there are training pictures but no test pictures; add test/CLASS/... to it")

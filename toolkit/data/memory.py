@@ -1,4 +1,4 @@
-"""Measure the memory that this process can still allocate, by the machine and by its control group."""
+"""Measure the memory available to this process, limited by the machine and by its control group."""
 
 import os
 from pathlib import Path

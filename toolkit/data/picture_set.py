@@ -20,7 +20,7 @@ from toolkit.files import as_text, escape
 from toolkit.inference.image import SIDE
 from toolkit.reporting import Note, Progress, ignore
 
-# Beside its pixels: path, label, digest, and the thumbnail with which near duplicates are found.
+# In addition to the pixels: path, label, digest, and the thumbnail for the search of near duplicates.
 _OVERHEAD_PER_PICTURE = 600
 
 _DROPPED = 255  # sorts after every split
@@ -116,7 +116,7 @@ def load_picture_set(
 ) -> PictureSet:
     """Decode the pictures of a listing, or load them from the cache; split them, and remove leaks from training.
 
-    Takes about 3 KB of memory a picture.
+    Uses about 3.6 KB of memory per picture.
 
     Raises:
         UnreadablePictures: pictures cannot be used, and `skip_damaged` is not set.
@@ -191,7 +191,7 @@ def _require_classes(listing: Listing, splits: NDArray[np.uint8]) -> None:
     if empty := [name for name, count in zip(listing.class_names, counts, strict=True) if not count]:
         raise ToolkitError(
             f"{escape(listing.root)}: no training picture of the class {empty[0]} is left"
-            + (f", nor of {len(empty) - 1} others" if len(empty) > 1 else "")
+            + (f" (and of {len(empty) - 1} more)" if len(empty) > 1 else "")
             + ": all are unreadable or identical to pictures held out"
         )
     if not (splits == TEST).any():
@@ -213,7 +213,7 @@ def _arrange(listing: Listing, pictures: Pictures, splits: NDArray[np.uint8]) ->
 
 
 def _permute(rows: NDArray[np.uint8], order: NDArray[np.intp]) -> None:
-    """`rows[:] = rows[order]`, without a copy of `rows`: along the cycles of the permutation."""
+    """Set `rows[:] = rows[order]` without a copy of `rows`, along the cycles of the permutation."""
     pending = order.tolist()
     for start in range(len(pending)):
         if pending[start] == start:

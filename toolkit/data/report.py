@@ -13,7 +13,7 @@ from toolkit.data.images import Images
 from toolkit.data.picture_set import Findings
 from toolkit.files import as_text, escape, replacing
 
-IMBALANCE = 10.0  # largest class by smallest class; above, the report has a note
+IMBALANCE = 10.0  # size of the largest class / the smallest; above this, the report has a note
 
 _SCALE = 2  # a picture of 32x32 pixels is drawn twice as large
 _GAP = 4  # pixels
@@ -149,7 +149,7 @@ def draw_contact_sheet(source: DataSource, path: Path, *, per_class: int = 8) ->
 
 
 def _load_font() -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with Matplotlib: Pillow's own font has Latin letters alone."""
+    """Load DejaVu Sans, which Matplotlib includes: Pillow's own font has only Latin letters."""
     from matplotlib import get_data_path
 
     return ImageFont.truetype(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf", _FONT_SIZE)
@@ -172,4 +172,4 @@ def _count(images: Images | None, classes: int) -> list[int]:
 
 
 def _abbreviate(names: list[str]) -> str:
-    return ", ".join(map(escape, names[:5])) + (f" and {len(names) - 5} others" if len(names) > 5 else "")
+    return ", ".join(map(escape, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -16,7 +16,7 @@ SPLIT_SEED = 0  # every run has the same validation images, so that runs are com
 
 
 def split_images(images: Images, val_size: float) -> tuple[Images, Images]:
-    """Split off `val_size` validation images, or a share below 1; identical images of a class stay on one side.
+    """Split off validation images: a number, or a share below 1; identical images of a class stay on one side.
 
     Raises `UsageError` as `split` does.
     """
@@ -29,17 +29,16 @@ def split_images(images: Images, val_size: float) -> tuple[Images, Images]:
 def split(
     labels: Tensor, val_size: float, *, seed: int, digests: Sequence[bytes] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Split indices into training and validation, each class in proportion; each keeps a training image.
+    """Split indices into training and validation in proportion to the classes; each class keeps a training image.
 
     The result depends on the arguments alone, not on the state of any random generator.
 
     Args:
         labels: int64 (N,).
-        val_size: the number of validation images, or below 1 the share of each class: at least one image of every
-            class that has two; 0 for none. Fewer where digests are repeated and a class has no set of equal ones that
-            fits.
-        seed: selects them.
-        digests: N, of the pixels: images of a class with the same one stay on one side. None: all differ.
+        val_size: the number of validation images, or a share of each class if below 1 (at least one image of every
+            class with two or more); 0 for none. Repeated digests can reduce the number.
+        seed: the seed of the random selection.
+        digests: N digests of the pixels; images of a class with equal digests stay on one side. None: all differ.
 
     Returns:
         Indices of the training images, int64 (N - V,), and of the validation images, int64 (V,): sorted, disjoint, and
@@ -64,7 +63,7 @@ def split(
 
 
 def _take_equal_ones(members: Sequence[int], count: int, digests: Sequence[bytes]) -> list[int]:
-    """The first `count` members, each with all of the same digest; those that exceed the count are passed over."""
+    """Select up to `count` members in order; members with equal digests are selected together or not at all."""
     sizes = Counter(digests[member] for member in members)
     chosen: set[bytes] = set()
     for member in members:
@@ -75,14 +74,14 @@ def _take_equal_ones(members: Sequence[int], count: int, digests: Sequence[bytes
     return [member for member in members if digests[member] in chosen]
 
 
-TEST_SHARE = 0.2  # of each class of a folder that is not split
+TEST_SHARE = 0.2  # of each class, in a folder without splits
 
 
 def split_by_digest(labels: NDArray[np.int64], digests: NDArray[np.bytes_]) -> NDArray[np.bool_]:
     """Choose about a fifth of each class for the test set: the pictures with the smallest digests.
 
-    The choice depends on pixels and labels alone, not on names or order, and identical pictures stay on one side. A
-    class whose pictures are all identical has no test pictures.
+    The choice depends only on pixels and labels, not on names or order, and identical pictures stay on one side. A
+    class gets no test pictures if its smallest digest occurs more often than the share allows.
 
     Args:
         labels: int64 (N,).
@@ -105,7 +104,7 @@ def split_by_digest(labels: NDArray[np.int64], digests: NDArray[np.bytes_]) -> N
 
 
 def _shares(labels: Tensor, val_size: float) -> dict[int, int]:
-    """The number of validation images of each class: in proportion, the remainder to the largest fractions."""
+    """Compute the proportional number of validation images per class; largest fractions get the remainder."""
     counts = {label: count for label, count in enumerate(torch.bincount(labels).tolist()) if count}
     if 0 < val_size < 1:
         return {label: min(max(1, round(val_size * count)), count - 1) for label, count in counts.items()}
@@ -119,7 +118,7 @@ def _shares(labels: Tensor, val_size: float) -> dict[int, int]:
     shares = {label: int(share) for label, share in exact.items()}
     by_fraction = sorted(exact, key=lambda label: (shares[label] - exact[label], label))
     remainder = size - sum(shares.values())
-    while remainder:  # a second round only where classes with a single image pass their share on
+    while remainder:  # needs a second round only if classes are too small for their share
         for label in by_fraction:
             if remainder and shares[label] + 1 < counts[label]:
                 shares[label] += 1

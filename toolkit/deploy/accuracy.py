@@ -14,7 +14,7 @@ _Z = 1.959963984540054  # of the normal distribution, two-sided 95%
 
 
 def choose_floor(min_accuracy: float | None, *, data: str, val_accuracy: float | None) -> float:
-    """Return the required accuracy in (0, 1]: the given one, else that of the data set.
+    """Return the required accuracy in (0, 1]: `min_accuracy` if given, else the default of the data set.
 
     Args:
         min_accuracy: the user's choice; None for the default of the data set.
@@ -22,7 +22,7 @@ def choose_floor(min_accuracy: float | None, *, data: str, val_accuracy: float |
         val_accuracy: of the model, in [0, 1], for the message; None if it is not known.
 
     Raises:
-        UsageError: neither exists.
+        UsageError: `min_accuracy` is None, and the data set has no default.
     """
     if min_accuracy is not None:
         return min_accuracy

@@ -10,10 +10,10 @@ TWICE = 8  # images that occur twice in one batch
 
 
 def draw_batches(images: int, *, seed: int) -> list[NDArray[np.int64]]:
-    """Put image numbers 0 to `images` - 1 into batches of 1 to `LARGEST`, in random order, some of them twice.
+    """Distribute image indices 0 to `images` - 1 over batches of 1 to `LARGEST`, in random order; repeat some.
 
     Returns:
-        The image numbers of each batch, int64 (size,). Every image is in at least one.
+        The image indices of each batch, int64 (size,). Every image is in at least one batch.
     """
     generator = np.random.default_rng(seed)
     again = generator.choice(images, min(REPEATED, images), replace=False)

@@ -1,13 +1,12 @@
 """Compare two ONNX graphs node by node: operators, attributes, connections and weights, but not the names of values.
 
-Weights in float32 and float16 must be equal bit for bit: folding of BatchNorm and rounding to float16 are the same
-arithmetic everywhere.
+Float32 and float16 weights must be bit-identical: BatchNorm folding and rounding to float16 give the same result on
+every machine.
 
-In int8 the structure must be equal, too. Weights depend on the checkpoint alone: their scales must be equal up to
-rounding, their values within one step. Activations depend on calibration, which varies between processors and versions
-of the toolkit: their scales must lie within `CALIBRATION_FACTOR`, their zero points within `ZERO_POINT_STEPS`; a range
-that begins at 0, as after a ReLU, must begin at 0 in both. Biases are stored in steps of an activation's scale, and
-must be equal within one step.
+Int8 weights depend only on the checkpoint: their scales must be equal up to rounding, their values within one step.
+Activations depend on calibration, which varies between processors and toolkit versions: their scales must agree within
+a factor of `CALIBRATION_FACTOR`, their zero points within `ZERO_POINT_STEPS`; a zero point that is 0 in the expected
+graph must be 0. The scale of a bias includes that of an activation; dequantized biases must agree within one step.
 """
 
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ Array = NDArray[Any]
 
 
 def find_difference(model: ModelProto, expected: ModelProto) -> str | None:
-    """Return the first node, in the order of execution, in which `model` differs from `expected`; None if none does.
+    """Describe the first difference between two graphs, in execution order; return None if there is none.
 
     Args:
         model: a graph without subgraphs, in which every node leads to an output (`model_file.find_fault`).
@@ -55,7 +54,7 @@ def _compare(
     expected_constants: dict[str, Array],
     pairs: dict[str, str],
 ) -> str | None:
-    """Describe how two nodes differ; `pairs` are the values before them that correspond to each other."""
+    """Describe how two nodes differ; `pairs` maps the names of earlier values to the expected names."""
     if mine.op_type != theirs.op_type:
         return f"the checkpoint gives {theirs.op_type} here"
     if _attributes(mine) != _attributes(theirs) or len(mine.input) != len(theirs.input):

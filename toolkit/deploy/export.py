@@ -1,4 +1,4 @@
-"""Export: a checkpoint becomes one ONNX file, which appears at its path only after it has passed the gate."""
+"""Export a checkpoint to one ONNX file, which is moved to its path only after it has passed the gate."""
 
 import dataclasses
 from pathlib import Path
@@ -49,9 +49,9 @@ def export_onnx(
     Args:
         checkpoint: a `.pt` file of a run, or a checkpoint from `load_checkpoint`.
         output: the ONNX file; an existing file is replaced if the model passes, and untouched if not.
-        data: the data that the checkpoint was trained on, or a function that finds them, called once all other
+        data: the data set that the checkpoint was trained on, or a function that finds it, called after all other
             arguments were checked.
-        min_accuracy: required accuracy on the test set, in (0, 1]; None for the data set's own (`FLOORS`).
+        min_accuracy: required accuracy on the test set, in (0, 1]; None for that of the data set (`FLOORS`).
         precision: number format of the network.
         target: hardware that an int8 model is quantized for.
         input_format: "uint8-nhwc", uint8 (batch, 32, 32, 3), "float-nchw", float32 (batch, 3, 32, 32) in [0, 1], or
@@ -196,7 +196,7 @@ def export_graph(
                 external_data=False,
                 verbose=False,
             )
-        except Exception as error:  # the exporter's stages each raise errors of their own kinds
+        except Exception as error:  # each stage of the exporter has its own exception types
             raise ToolkitError(f"torch.onnx could not export the network: {error} {output.getvalue()}") from error
     assert program is not None
     model = program.model_proto
@@ -206,7 +206,7 @@ def export_graph(
 
 
 class DeployedNetwork(nn.Module):
-    """The network between normalization and softmax. Images to logits and probabilities, float32 (N, K) each."""
+    """Normalization, the network and softmax: images to logits and probabilities, float32 (N, K) each."""
 
     scale: Tensor
     shift: Tensor
@@ -223,7 +223,7 @@ class DeployedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if self.from_uint8:
-            images = images.permute(0, 3, 1, 2).float()  # (N, 32, 32, 3) -> (N, 3, 32, 32); transposed while small
+            images = images.permute(0, 3, 1, 2).float()  # (N, 32, 32, 3) -> (N, 3, 32, 32); transposed as uint8
         logits = self.network(images * self.scale + self.shift)
         return logits, torch.softmax(logits, dim=1)
 

@@ -54,10 +54,10 @@ class Tolerances:
     """How far a model may differ from PyTorch in float32.
 
     Attributes:
-        logit_difference: largest difference of any logit; None: reported only.
-        points_lost: percentage points of accuracy that may be lost; None: no label may differ at all, except where
-            PyTorch's two best logits lie within twice `logit_difference` (near ties).
-        batch_difference: largest difference between the logits of one picture in two batches.
+        logit_difference: largest allowed difference of a logit; None: reported only.
+        points_lost: largest allowed loss of accuracy, in percentage points; None: all labels must be equal, except
+            where PyTorch's two best logits differ by at most twice `logit_difference` (near ties).
+        batch_difference: largest allowed difference between the logits of one picture in two batches.
     """
 
     logit_difference: float | None
@@ -131,7 +131,7 @@ class Gate:
         self.model = model
 
     def _check_class_names(self, model: ModelProto, class_names: tuple[str, ...]) -> None:
-        """Reject a model of other classes at once; a file without metadata fails later, with all missing keys."""
+        """Reject a model with other class names; `check_metadata` rejects a file without class names."""
         text = read_metadata(model).get("class_names")
         required = json.dumps(class_names)
         if text is not None:
@@ -148,7 +148,7 @@ class Gate:
         self._require(difference is None, "graph", found=difference or f"{len(rebuilt.graph.node)} nodes", limit=limit)
 
     def read_data_identity(self) -> dict[str, str]:
-        """The identity of the training data in the metadata; empty if there is none."""
+        """Return the identity of the training data from the metadata; empty if it is missing or malformed."""
         assert self.model is not None
         return parse_identity(read_metadata(self.model))
 
@@ -227,14 +227,14 @@ class Gate:
 
     def _check_repeated(self, logits: Float32, first: Float32, *, repeated: int) -> None:
         """Compare the logits of every run of an image with those of its first run, (N, K) each."""
-        with np.errstate(invalid="ignore"):  # infinity - infinity; the next check finds these
+        with np.errstate(invalid="ignore"):  # infinity - infinity is NaN; `_check_values` rejects it
             difference = float(np.nan_to_num(np.abs(logits - first)).max())
         name, limit = "same image in another batch", self.tolerances.batch_difference
         found = f"logits of {repeated:,} images differ by up to {difference:.2g}"
         self._require(difference <= limit, name, found=found, limit=f"at most {limit:g}")
 
     def _draw_batches(self, images: int, *, seed: int) -> list[NDArray[np.int64]]:
-        """The image numbers that each call receives; one, where the file takes one picture."""
+        """Draw the image indices of each call: one per call if the input is "picture", else a batch."""
         batches = draw_batches(images, seed=seed)
         return list(np.concatenate(batches)[:, None]) if self.figures.input == "picture" else batches
 
@@ -374,7 +374,7 @@ class Gate:
         self._require(correct >= required, "accuracy", found=f"{correct:,} of {images:,} right", limit=limit)
 
     def _image_slack(self) -> int:
-        """How many more test images than PyTorch the model may misclassify."""
+        """Return how many more test images the model may misclassify than PyTorch."""
         if self.tolerances.points_lost is None:
             return self.figures.near_ties or 0
         return math.floor(self.tolerances.points_lost * (self.figures.test_images or 0) / 100)

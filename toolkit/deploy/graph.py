@@ -1,4 +1,4 @@
-"""The ONNX graph, read without running it: validity, interface, precision; and its reduction to what runtimes need."""
+"""Inspect an ONNX graph without running it (validity, interface, precision), and remove its unneeded fields."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ def read_opset(model: ModelProto) -> int:
 
 
 def detect_input_format(model: ModelProto) -> InputFormat | None:
-    """The input format: "picture" by the name of the only input, others by its element type; None for any other."""
+    """Detect the input format: "picture" by the input's name, others by its element type; None if unknown."""
     if len(model.graph.input) != 1:
         return None
     value = model.graph.input[0]
@@ -79,17 +79,17 @@ def describe_interface(model: ModelProto) -> str:
 
 
 def required_interface(input_format: InputFormat, *, classes: int) -> str:
-    """The line that `describe_interface` returns for a model that keeps the contract."""
+    """Return the line that `describe_interface` returns for a valid model."""
     known = INPUTS[input_format]
     outputs = [_describe(name, TensorProto.FLOAT, (known.rows, classes)) for name in (LOGITS, PROBABILITIES)]
     return _join([_describe(known.name, known.elem_type, known.shape)], outputs)
 
 
 def detect_precision(model: ModelProto) -> Precision:
-    """The precision in which the convolutions and the linear layer compute, whatever the metadata say.
+    """Detect the precision of the convolutions and the linear layer from the graph, not from the metadata.
 
     "int8" if the input and the weights of every such layer come from DequantizeLinear, "fp16" if the weights of every
-    one are float16, else "fp32": a layer that computes in float32 puts the whole model under the limits of float32.
+    one are float16, else "fp32": with any layer in float32, the tolerances of float32 apply to the whole model.
     """
     producers = {name: node.op_type for node in model.graph.node for name in node.output}
     dtypes = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
@@ -104,7 +104,7 @@ def detect_precision(model: ModelProto) -> Precision:
 def strip(model: ModelProto) -> ModelProto:
     """Remove doc strings, stack traces, inferred shapes and metadata from `model` in place, and return it.
 
-    The exporter notes the source line of each node, which would publish paths of the machine.
+    The exporter records the source line of each node, which would disclose local paths.
     """
     content = model.graph
     for part in [model, content, *content.input, *content.output, *content.initializer, *content.node]:

@@ -30,9 +30,7 @@ MEASURED = ("test_correct", "test_accuracy", "min_accuracy", "parity_max_logit_d
 KEYS = (*FROM_DATA, *FROM_CHECKPOINT, *MEASURED, "toolkit_version")
 DATE = "date"  # of the export, UTC; files of earlier releases have none
 CALIBRATION = "calibration"  # only of int8 models
-RUNTIMES = (
-    "runtimes"  # only of the input format "picture": those in which its pixels were compared with the picture rule
-)
+RUNTIMES = "runtimes"  # only for the input format "picture": runtimes in which the picture rule was tested
 
 
 def read_metadata(model: ModelProto) -> dict[str, str]:
@@ -123,7 +121,7 @@ def _required_keys(figures: Figures) -> set[str]:
 
 
 def unverified_keys(metadata: Mapping[str, str], *, with_checkpoint: bool) -> tuple[str, ...]:
-    """The keys that the gate can compare with nothing: with the checkpoint, only how the file was made."""
+    """Return the keys that the gate cannot check; with a checkpoint, they only describe how the file was made."""
     keys: tuple[str, ...] = ("toolkit_version", DATE, CALIBRATION, RUNTIMES)
     if not with_checkpoint:
         keys = (*FROM_CHECKPOINT, "parity_max_logit_difference", "parity_differing_labels", *keys)
@@ -131,9 +129,9 @@ def unverified_keys(metadata: Mapping[str, str], *, with_checkpoint: bool) -> tu
 
 
 def required_correct(min_accuracy: float, images: int) -> int:
-    """The least number of correct images that is `min_accuracy` of `images`, exactly: 0.91 of 10,000 is 9,100.
+    """Return the smallest number of correct images that reaches `min_accuracy`: 9,100 of 10,000 for 0.91.
 
-    The floor counts as the decimal number that was written, not as the binary one next to it.
+    `min_accuracy` stands for the decimal number that was written, not for its binary approximation.
     """
     return math.ceil(Fraction(repr(float(min_accuracy))) * images)
 
@@ -157,7 +155,7 @@ def _to_json(values: Mapping[str, Any]) -> str:
 
 
 def _parse_number(text: str) -> float:
-    """NaN, which no comparison accepts, if the text is not a number."""
+    """Parse a number; return NaN, which fails every comparison, if the text is not a number."""
     try:
         return float(text)
     except ValueError:
@@ -178,9 +176,9 @@ def _mismatch(key: str, written: str, computed: str) -> str:
 
 
 def read_data_identity(content: bytes) -> dict[str, str]:
-    """Identity of the training data that an ONNX file records; empty if it records none. Nothing of it is run.
+    """Return the identity of the training data recorded in an ONNX file, without running the model.
 
-    Also empty for a file that the gate will reject for its contents.
+    Empty if the file records none, or if the gate will reject its contents.
     """
     model = None if find_fault(content) else parse(content)
     return parse_identity(read_metadata(model)) if model else {}

@@ -27,9 +27,9 @@ TWELVE_MEGAPIXELS = (4000, 3000)
 
 
 def draw_pictures() -> Iterator[Picture]:
-    """Of each size a photograph-like picture, noise, and a drawing with sharp edges; then a large photograph-like one.
+    """Draw a photograph-like picture, noise and sharp edges in each size; then a large photograph-like picture.
 
-    The same at each call.
+    Each call draws the same pictures.
     """
     generator = np.random.default_rng(SEED)
     for width, height in SIZES:
@@ -40,7 +40,7 @@ def draw_pictures() -> Iterator[Picture]:
 
 
 def draw_photograph(generator: np.random.Generator, width: int, height: int) -> Picture:
-    """Structures of all scales, the coarser the stronger, as in photographs, with the noise of a sensor."""
+    """Draw structures of all scales, with higher contrast at coarser scales as in photographs, and sensor noise."""
     levels = 4 * generator.standard_normal((height, width, 3), np.float32)
     for cells, strength in [(2, 60), (5, 40), (17, 25), (65, 12), (257, 6)]:
         noise = strength * generator.standard_normal((3, cells, cells), np.float32)

@@ -1,8 +1,8 @@
-"""The input format "picture": the picture rule as graph operators in front of the uint8 form.
+"""The input format "picture": the picture rule as graph operators before a graph with uint8 input.
 
-One decoded picture of any size goes in; the graph cuts out the center square and resizes it to 32x32. The resizing is
-`toolkit.inference.image.prepare` to within one level: ONNX Runtime's antialiased cubic kernel for uint8 is Pillow's
-algorithm. Only uint8 is: a float Resize differs by up to 20 levels, and so does one with `exclude_outside=0`.
+The graph takes one decoded picture of any size, crops the center square and resizes it to 32x32. Pixels agree with
+`toolkit.inference.image.prepare` to within one level: for uint8, ONNX Runtime's antialiased cubic kernel is Pillow's
+algorithm. A Resize of floats, or with `exclude_outside=0`, differs by up to 20 levels.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from toolkit.deploy.graph import IMAGES
 from toolkit.inference.image import SIDE
 from toolkit.inference.picture_nodes import CONSTANTS, NODES, PictureNode
 
-# The runtime beside the gate's own in which the tests compare the pixels of this prefix with the picture rule. Others
+# Another runtime, besides that of the gate, in which the tests compare the resized pixels with the picture rule. Others
 # may differ: OpenVINO ignores `antialias` without an error (its issue 35893).
 TESTED_RUNTIME = "onnxruntime-web 1.30.0"
 

@@ -1,4 +1,4 @@
-"""The pixels that a graph of the form "picture" makes, compared with the picture rule."""
+"""Compare the pixels that a graph with the input format "picture" computes with the picture rule."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from toolkit.deploy.odd_pictures import Picture
 from toolkit.deploy.reference import Float32
 from toolkit.inference.image import SIDE, prepare
 
-# Both sides round sums of the same products, added in different orders: one level, in a few of 100,000 values.
+# Both round sums of the same products, added in different orders: a few of 100,000 values differ by one level.
 LEVEL_LIMIT = 1
 
-# The same program on the same pixels, in any precision: nothing to round differently.
+# Both runs compute the same graph on the same pixels, so they round alike in any precision.
 PICTURE_LOGIT_LIMIT = 1e-3
 
 
@@ -52,8 +52,8 @@ def compare_pixels(
     """Compare a graph with `toolkit.inference.image.prepare`.
 
     Args:
-        pixels_of: a picture, uint8 (height, width, 3), as the graph resizes it, uint8 (32, 32, 3).
-        logits_of: a picture's logits, float32 (1, K).
+        pixels_of: resizes a picture, uint8 (height, width, 3), with the graph to uint8 (32, 32, 3).
+        logits_of: computes the logits of a picture, float32 (1, K).
         pictures: the pictures to compare on.
     """
     count = compared = differing = largest = changed = 0

@@ -54,9 +54,9 @@ QUANTIZED = ["Conv", "Relu", "Add", "AveragePool", "Reshape", "Gemm"]
 
 
 def to_fp16(model: ModelProto) -> ModelProto:
-    """Copy a float32 graph with its network in float16; inputs and outputs keep their types.
+    """Copy a float32 graph and convert its network to float16; inputs and outputs keep their types.
 
-    Not by ONNX Runtime's converter, which also rounds between two nodes that are to stay in float32.
+    ONNX Runtime's converter is unsuitable: it also rounds values between two nodes that must stay in float32.
     """
     copy = ModelProto.FromString(model.SerializeToString())
     before = _preprocessing(copy)
@@ -86,7 +86,7 @@ def to_int8(
     method: Method = CALIBRATION_METHOD,
     reduce_range: bool | None = None,
 ) -> tuple[ModelProto, dict[str, Any]]:
-    """Quantize a float32 graph: static, QuantizeLinear and DequantizeLinear around each operator, weights per channel.
+    """Quantize a float32 graph to int8: static, in QDQ format, with per-channel weights.
 
     Args:
         model: from `export_graph`.
@@ -118,7 +118,7 @@ def to_int8(
             op_types_to_quantize=QUANTIZED,
             nodes_to_exclude=[node.name for node in _preprocessing(model)],
             per_channel=True,
-            # Processors without VNNI add two products in 16 bits, which 8-bit weights can overflow, 7-bit ones not.
+            # Processors without VNNI add two products in 16 bits, which can overflow with 8-bit weights only.
             reduce_range=target == "cpu" if reduce_range is None else reduce_range,
             activation_type=ACTIVATION_TYPES[target],
             weight_type=QuantType.QInt8,
@@ -167,7 +167,7 @@ def _preprocessing(model: ModelProto) -> list[NodeProto]:
 
 
 def _widen_preprocessing(model: ModelProto) -> None:
-    """Store scale and shift of the three channels for a whole row of pixels, (1, 3, 1, 1) -> (1, 3, 1, 32).
+    """Expand scale and shift of the three channels to a row of pixels, (1, 3, 1, 1) -> (1, 3, 1, 32).
 
     They are the only float operations before the logits. ONNX Runtime runs quantized convolutions on (N, 32, 32, 3),
     where broadcasting three values at a time took 7% of the model's time; 96 at a time take next to nothing.

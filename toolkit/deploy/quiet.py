@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 @contextmanager
 def quiet() -> Iterator[io.StringIO]:
-    """Capture stdout, stderr, logging and warnings; yield the text.
+    """Capture stdout and stderr, and suppress logging and warnings; yield the buffer.
 
     For calls whose result is checked afterwards: stdout stays free for results.
     """

@@ -83,7 +83,7 @@ def to_pixels(images: NDArray[np.uint8]) -> Tensor:
 
 
 def _torch_logits(checkpoint: Checkpoint, images: NDArray[np.uint8]) -> Float32:
-    """float32 (N, K), on the CPU, without any code of the export."""
+    """Compute logits, float32 (N, K), on the CPU and independently of the export code."""
     network = checkpoint.network()
     normalize = transforms.Normalize(checkpoint.statistics.mean, checkpoint.statistics.std)
     batches = (images[start : start + TEST_BATCH] for start in range(0, len(images), TEST_BATCH))

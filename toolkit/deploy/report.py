@@ -26,7 +26,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Figures:
-    """Figures that the gate computed; None if it stopped before, or had no checkpoint.
+    """Figures that the gate computed; None if it stopped earlier, or if the figure needs a missing checkpoint.
 
     Attributes:
         provider: "cpu" or "cuda".
@@ -36,7 +36,7 @@ class Figures:
         opset: version of the standard operators.
         precision: "fp32", "fp16" or "int8", by the contents of the graph.
         input: "uint8-nhwc", "float-nchw" or "picture".
-        batch_seed: of the draw that put the images into batches.
+        batch_seed: seed of the random batches.
         test_images: size of the test set.
         test_correct: test images that the model classifies correctly.
         test_accuracy: in [0, 1].
@@ -48,7 +48,7 @@ class Figures:
         max_logit_difference: from PyTorch's logits, over the random and the test images.
         differing_labels: test images that the model and PyTorch label differently.
         pixels_compared: values of synthetic pictures that the graph resized (input "picture" only, as the next two).
-        pixels_differing: those of them that differ from the picture rule of `toolkit.inference.image`.
+        pixels_differing: number of these values that differ from the picture rule of `toolkit.inference.image`.
         largest_pixel_difference: in levels of 0 to 255.
     """
 

@@ -26,7 +26,7 @@ _SUMMARIZED = ("accuracy", "macro_accuracy", "top5_accuracy", "loss", "calibrati
 
 
 def load_model(path: Path, *, provider: str = "auto", device: str = "auto") -> Checkpoint | Session:
-    """Load a checkpoint or open an ONNX file, told apart by their contents.
+    """Load a checkpoint or open an ONNX file; detect the type from the contents.
 
     Args:
         path: the file.
@@ -61,10 +61,10 @@ def evaluate(model: Path | Checkpoint | Session, *, source: DataSource, device: 
 
     Raises:
         ToolkitError: not a model, trained on other data, or with other names for its outputs.
-        UsageError: an unknown device.
+        UsageError: an unknown device, or one for an ONNX file.
     """
     if isinstance(model, Path):
-        model = load_model(model)
+        model = load_model(model, device=device)
     what = "the checkpoint" if isinstance(model, Checkpoint) else escape(model.path)
     require_same_data(read_data_identity(model), data_identity(source.name, source.train()), what=what)
     if isinstance(model, Checkpoint):
@@ -74,7 +74,7 @@ def evaluate(model: Path | Checkpoint | Session, *, source: DataSource, device: 
         return measure(logits, test.labels, model.class_names)
     if model.class_names != source.class_names:
         raise ToolkitError(
-            f"{what}: names its outputs {', '.join(model.class_names)}, but the labels of {source.name} are "
+            f"{what} names its outputs {', '.join(model.class_names)}, but the labels of {source.name} are "
             f"{', '.join(source.class_names)}, in this order"
         )
     test = source.test()

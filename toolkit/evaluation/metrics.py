@@ -1,4 +1,4 @@
-"""Logits and labels to figures: accuracy, per class, confusion matrix, loss and calibration."""
+"""Metrics from logits and labels: accuracy, per-class accuracy, confusion matrix, loss and calibration."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from toolkit.data.channels import CIFAR10_STATISTICS, ChannelStatistics, normalize
 
 CALIBRATION_BINS = 15  # as in Guo et al., arXiv:1706.04599
-TOP5_CLASSES = 20  # top-5 accuracy is computed from this number of classes on
+TOP5_CLASSES = 20  # minimum number of classes for top-5 accuracy
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from toolkit.errors import ToolkitError, UsageError
 from toolkit.evaluation.metrics import Metrics
 from toolkit.files import replacing, require_writable, shorten
 from toolkit.inference.image import read_image
-from toolkit.inference.paths import expand
+from toolkit.inference.paths import STDIN, expand
 
 if TYPE_CHECKING:
     from toolkit.bench.result import BenchmarkResult
@@ -25,7 +25,7 @@ TITLE_LIMIT = 120  # characters
 
 
 def format_label(text: str, *, limit: int = 40) -> str:
-    """Text from a file as Matplotlib draws it: unchanged where it is printable, and never as a formula between $."""
+    """Escape text from a file for Matplotlib: printable, at most `limit` characters, `$` not parsed as math."""
     return shorten(text, limit=limit).replace("$", r"\$")
 
 
@@ -56,7 +56,7 @@ def plot_curves(records: Sequence[dict[str, Any]], path: Path, *, title: str) ->
 
 
 def plot_confusion(metrics: Metrics, path: Path, *, title: str) -> None:
-    """The confusion matrix; above `MATRIX_CLASSES` classes, where it could not be read, the most confused pairs."""
+    """Plot the confusion matrix; above `MATRIX_CLASSES` classes, plot the most confused pairs instead."""
     heading = f"{format_label(title, limit=TITLE_LIMIT)}\n{metrics.accuracy:.2%} of {metrics.images:,} images"
     if len(metrics.class_names) > MATRIX_CLASSES:
         _plot_most_confused(metrics, path, heading=heading)
@@ -142,11 +142,14 @@ def require_plottable(paths: Iterable[str], path: Path) -> None:
     """Check, before any picture is predicted, that `plot_predictions` can draw the pictures that `paths` name.
 
     Raises:
-        UsageError: more than `MAX_PICTURES` pictures, or `path` does not name a PNG file.
+        UsageError: more than `MAX_PICTURES` pictures, standard input, or `path` does not name a PNG file.
         ToolkitError: `path` cannot be written.
     """
     require_writable(path, suffix=".png")
-    if sum(1 for _ in islice(expand(paths), MAX_PICTURES + 1)) > MAX_PICTURES:
+    named = list(islice(expand(paths), MAX_PICTURES + 1))
+    if STDIN in named:
+        raise UsageError("--plot draws picture files, not standard input: leave out --plot")
+    if len(named) > MAX_PICTURES:
         raise UsageError(
             f"--plot draws at most {MAX_PICTURES} pictures, and more are named: name fewer, or leave out --plot"
         )

@@ -26,7 +26,7 @@ MAX_COUNT = 1_000_000  # largest number of epochs, images per step, validation i
 
 # Far above any rate or penalty that trains, and far below what float32 holds.
 MAX_RATE = 1_000_000
-# Keys of earlier versions, with the values in recipes of runs and checkpoints that did not use them: these are ignored.
+# Keys of earlier versions with their default values: a key with its default is ignored.
 REMOVED_KEYS: dict[str, float] = {
     "distillation_weight": 0.0,
     "distillation_temperature": 4.0,
@@ -201,13 +201,12 @@ def recipe_keys() -> Iterator[Key]:
 
 
 def recipe_from_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `flags` (name to value, None if not given) that are keys of the recipe, nested as in a recipe file.
+    """Collect the recipe keys in `flags` (name to value, None if not given), nested as in a recipe file.
 
-    Two keys are given as text: `early_stopping` as "false" or a number of epochs, `lr_milestones` as numbers with
-    commas between.
+    Two keys are text: `early_stopping` is "false" or a number of epochs, `lr_milestones` a comma-separated list.
 
     Raises:
-        UsageError: such a text cannot be read.
+        UsageError: one of these texts is invalid.
     """
     nested: dict[str, Any] = {}
     for key in recipe_keys():
@@ -227,7 +226,7 @@ def recipe_from_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scale_warmup(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Add a warm-up to `changes` that keeps the recipe's share of the epochs, if they change only the epochs."""
+    """Return `changes` with the recipe's warm-up scaled to their epochs, unless they set the warm-up."""
     epochs = changes.get("epochs")
     if recipe.warmup_epochs == 0 or not isinstance(epochs, int) or "warmup_epochs" in changes:
         return dict(changes)
@@ -237,7 +236,7 @@ def scale_warmup(recipe: Recipe, changes: Mapping[str, Any]) -> dict[str, Any]:
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError("a key stands twice in one object")
+        raise ValueError("an object has a duplicate key")
     return values
 
 

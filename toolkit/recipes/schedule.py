@@ -6,10 +6,10 @@ from toolkit.recipes.recipe import Recipe
 
 
 def learning_rate(recipe: Recipe, epochs_done: float) -> float:
-    """The learning rate of the step that begins when `epochs_done` epochs (a fraction counts) have passed.
+    """Return the learning rate of the step that begins after `epochs_done` epochs, which may be fractional.
 
-    A linear warm-up, then cosine annealing (Loshchilov and Hutter, arXiv:1608.03983, without restarts), a linear fall
-    to zero, or step decay, over what is left of `recipe.epochs`.
+    A linear warm-up, then cosine annealing (Loshchilov and Hutter, arXiv:1608.03983, without restarts) or linear decay
+    to zero over the remaining epochs, or step decay.
     """
     if epochs_done < recipe.warmup_epochs:
         return recipe.learning_rate * epochs_done / recipe.warmup_epochs
@@ -24,7 +24,7 @@ def learning_rate(recipe: Recipe, epochs_done: float) -> float:
 
 
 def choose_crop_size(recipe: Recipe, epoch: int) -> int:
-    """Side of an epoch's crops, pixels: small in the first share of the epochs that the recipe names, then 32."""
+    """Return the side of an epoch's crops in pixels: `small_crop_size` in the first epochs, then 32."""
     augmentation = recipe.data_augmentation
     small_epochs = round(augmentation.small_crop_share * recipe.epochs)
     return augmentation.small_crop_size if epoch <= small_epochs else 32

@@ -1,6 +1,6 @@
 """Find the data that a model was trained on, from the model's metadata and the `data.json` of its run folder.
 
-`data.json` holds the place of the user's own pictures on this machine; checkpoints and ONNX files never do.
+`data.json` holds the path of the user's own pictures on this machine; checkpoints and ONNX files never do.
 """
 
 import json
@@ -21,7 +21,7 @@ _MAX_BYTES = 64 * 2**10
 
 @dataclass(frozen=True)
 class DataLocation:
-    """The place of the pictures that a run was trained on.
+    """The location of the pictures that a run was trained on.
 
     Attributes:
         path: the folder or CSV file, absolute.
@@ -67,12 +67,12 @@ def find_training_data(
         recorded: the identity of its training data that the model records; empty if it records none.
         data: as `find_data` takes it; None for the recorded one, or for the default of `find_data` if none is recorded.
         model: the model's file, in its run folder or elsewhere.
-        skip_damaged: continue without pictures that cannot be read; true if the run was trained so.
+        skip_damaged: continue without pictures that cannot be read; also set if the run skipped them.
         note: called with one line that names the data where `data` is None.
         callbacks: `progress` and `on_pictures` of `find_data`.
 
     Raises:
-        UsageError: the model was trained on a folder of pictures whose place is unknown.
+        UsageError: the model was trained on a folder of pictures whose path is unknown.
         ToolkitError: the data were not found, are unusable, or the download failed.
     """
     name = recorded.get("name")

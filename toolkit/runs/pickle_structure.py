@@ -1,8 +1,8 @@
 """Check the opcodes of a checkpoint's pickle before it is loaded.
 
-A stack machine tracks the kind of each value instead of building it. It ensures that dictionaries have text and small
-numbers for keys (a key that is a tuple nested into itself takes 2**n steps to hash), objects carry no attributes, and
-the only calls are those that rebuild a tensor and its empty dictionary of hooks.
+A stack machine tracks the kind of each value instead of building it. It requires text or small numbers as dictionary
+keys (hashing n nested pairs of the same tuple takes 2**n steps), objects without attributes, and no calls except those
+that rebuild a tensor and its empty dictionary of hooks.
 """
 
 import pickletools
@@ -75,14 +75,14 @@ class _Machine:
             self._set_items(self._pop(2 if name == "SETITEM" else None))
         elif name in ("APPEND", "APPENDS"):
             self._pop(1 if name == "APPEND" else None)
-            self._require(self.stack[-1] == LIST, "appends to what is not a list")
+            self._require(self.stack[-1] == LIST, "appends to a value that is not a list")
         elif name == "GLOBAL":
             self._require(argument in _GLOBALS, f"names {argument}")
             self.stack.append(_GLOBALS[argument])
         elif name == "REDUCE":
             self._call()
         elif name == "BINPERSID":
-            self._require(self._pop(1)[0] == _STORAGE_REFERENCE, "refers to what is not a storage")
+            self._require(self._pop(1)[0] == _STORAGE_REFERENCE, "refers to a value that is not a storage")
             self.stack.append(STORAGE)
         elif name == "PROTO":
             self._require(argument == _PROTOCOL, f"has the protocol {argument}")
@@ -93,13 +93,13 @@ class _Machine:
         """Take the last `count` values; None for those above the last mark."""
         start = self.marks.pop() if count is None else len(self.stack) - count
         lowest = self.marks[-1] if self.marks else 0
-        self._require(lowest <= start <= len(self.stack), "takes more than it has put")
+        self._require(lowest <= start <= len(self.stack), "pops more values than it has pushed")
         values = self.stack[start:]
         del self.stack[start:]
         return values
 
     def _set_items(self, values: list[Kind]) -> None:
-        self._require(self.stack[-1] == DICTIONARY and len(values) % 2 == 0, "puts items into what is not a dictionary")
+        self._require(self.stack[-1] == DICTIONARY and len(values) % 2 == 0, "sets items of a non-dictionary")
         self._require(all(key in (TEXT, NUMBER) for key in values[::2]), "has keys that are neither text nor numbers")
 
     def _call(self) -> None:
@@ -108,7 +108,7 @@ class _Machine:
             self._require(arguments == (), "fills an OrderedDict")
             self.stack.append(HOOKS)
             return
-        self._require(function == CALL_TENSOR and isinstance(arguments, tuple), "calls what is not a function")
+        self._require(function == CALL_TENSOR and isinstance(arguments, tuple), "makes a call that is not allowed")
         assert isinstance(arguments, tuple)
         self._require(len(arguments) == 6 and arguments[0] == STORAGE and arguments[5] == HOOKS, "has an odd tensor")
         self.stack.append(TENSOR)

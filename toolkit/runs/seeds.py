@@ -152,7 +152,7 @@ def _extract_figures(run: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value of a JSON file can be computed with; Python may refuse to convert larger integers."""
+    """Return whether a JSON value is a float or a 64-bit integer; Python may refuse to convert larger integers."""
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 

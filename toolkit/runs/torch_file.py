@@ -20,7 +20,7 @@ MAX_BYTES = 64 * 2**20
 MAX_VALUES = 100_000
 MAX_TEXT = 1000  # characters of one value
 
-# Of the zip archive: a thousand records. Python's reader takes quadratic time over the extra fields of each.
+# The zip directory of about a thousand records. Python's reader takes quadratic time for a record's extra fields.
 _MAX_DIRECTORY_BYTES = 2**18
 _RECORD = re.compile(
     r"([\w.-]{1,100})/(data\.pkl|data/\d{1,9}|byteorder|version|\.data/serialization_id|\.format_version"
@@ -106,7 +106,7 @@ def _rewrite(content: bytes) -> io.BytesIO:
 
 
 def _directory_size(content: bytes) -> int:
-    """The bytes of the zip archive's list of records, as its last record states (APPNOTE.TXT, 4.3.14 to 4.3.16)."""
+    """Read the size of the zip archive's central directory from its end record (APPNOTE.TXT, 4.3.14 to 4.3.16)."""
     if content[-22:-18] != b"PK\5\6":  # torch writes no comment behind it
         raise ValueError("it does not end as a file of torch.save does")
     size: int = struct.unpack_from("<I", content, len(content) - 10)[0]

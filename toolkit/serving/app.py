@@ -132,7 +132,7 @@ class Endpoints:
 
 
 def _reject_excess(pictures: list[Picture], limits: RequestLimits) -> dict[int, Failure]:
-    """Reject the pictures that exceed the pixels of one request; later, smaller ones may still fit. By position."""
+    """Reject pictures that exceed `total_pixels`; later, smaller ones may still fit. Return failures by position."""
     rejected, total = {}, 0
     for place, picture in enumerate(pictures):
         pixels = count_pixels(picture.content)

@@ -61,7 +61,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._disconnect()
 
     def _check_sizes(self, received: int) -> None:
-        """Count what belongs to the head of a request, or to the framing of its body, and end it beyond the limits."""
+        """Count the bytes of the head; end a request whose head or body framing exceeds its limit."""
         if self._head_bytes is not None and not self._message_ended:  # else part of it belongs to another request
             self._head_bytes += received
             if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():

@@ -71,6 +71,8 @@ def serve(
     """
     if workers < 1:
         raise UsageError(f"workers must be at least 1, not {workers}")
+    if not 0 <= port < 2**16:
+        raise UsageError(f"the port must lie between 0 and 65535, not {port}")
     path = find_model(model)
     with tempfile.TemporaryDirectory(prefix="cifar-serve-") as name:
         folder = Path(name)
@@ -132,7 +134,7 @@ def make_config(
 
 
 def _run_one(app: WorkerApp, listener: socket.socket) -> None:
-    # uvicorn raises the signal that stopped it a second time at its end; the default handler makes that an exception.
+    # uvicorn raises the signal that stopped it again when it exits; this handler turns SIGTERM into KeyboardInterrupt.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         Server(make_config(app, workers=1)).run(sockets=[listener])
@@ -149,7 +151,7 @@ def _run_several(app: WorkerApp, listener: socket.socket, workers: int, folder: 
 
 
 class _Workers(Multiprocess):
-    """uvicorn's supervisor, which replaces workers that die; it stops listening before it stops the workers."""
+    """uvicorn's supervisor, which replaces dead workers; at the end it closes its own socket before it stops them."""
 
     def terminate_all(self) -> None:
         for listener in self.sockets:

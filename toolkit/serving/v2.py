@@ -218,7 +218,7 @@ def _json_tensor(data: Any, shape: list[int]) -> NDArray[np.uint8]:
 
 
 def _flatten(data: Any, shape: list[int]) -> list[Any] | None:
-    """As many elements as the shape has, from a flat list or one nested in the shape; None for another list."""
+    """Return the elements of a list that is flat or nested in the shape; None if it does not fit the shape."""
     if not isinstance(data, list):
         return None
     values: list[Any] = data

@@ -46,7 +46,7 @@ def mixup(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor,
     """Mix each image with a second one of the batch, by one weight per batch from Beta(alpha, alpha).
 
     Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", arXiv:1710.09412. The second
-    image is the one at the mirrored position in the batch: the order is random already, so any permutation will do.
+    image is the one at the mirrored position in the batch: batches are shuffled, so a fixed pairing is sufficient.
 
     Args:
         images: float (B, 3, H, W).

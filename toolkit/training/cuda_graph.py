@@ -65,10 +65,10 @@ class CudaGraphs:
 
 
 class CapturedStep:
-    """Calls `step(indices, crop_size)`, by replay where possible.
+    """Run `step(indices, crop_size)`, by replaying a captured graph where possible.
 
-    Warm-up steps are real steps of the run. A batch of another size than `batch_size`, an epoch's last one, always
-    runs eagerly. A captured graph is used only after `check` has found no difference from the eager step.
+    Warm-up steps are real steps of the run. A batch smaller than `batch_size`, at the end of an epoch, always runs
+    eagerly. A captured graph is used only after `check` has found no difference from the eager step.
 
     Args:
         step: the whole step, augmentation to optimizer, without synchronization with the device.
@@ -112,7 +112,7 @@ class CapturedStep:
         self.recorder.run(lambda: self.step(indices, crop_size))
 
     def _ensure_recorded(self, indices: Tensor, crop_size: int) -> bool:
-        """Whether this crop size can be replayed now; counts warm-up steps, and captures after enough of them."""
+        """Count warm-up steps, and capture the step after them; return whether this crop size can be replayed now."""
         if not self.can_record:
             return False
         if crop_size in self.replays:

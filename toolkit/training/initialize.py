@@ -71,7 +71,7 @@ class InitializedLayers:
         text = f"Initial weights of {len(self.loaded)} of {count} layers from a {init.model} trained on {trained_on}"
         if self.new:
             text += f"; new: {', '.join(self.new[:3])}"
-        return f"{text} and {len(self.new) - 3} others" if len(self.new) > 3 else text
+        return f"{text} and {len(self.new) - 3} more" if len(self.new) > 3 else text
 
 
 def load_fitting_layers(network: nn.Module, init: Checkpoint, class_names: tuple[str, ...]) -> InitializedLayers:

@@ -269,7 +269,7 @@ class _Launcher:
             DataLocation(source.folder, skip_damaged=source.skip_damaged).write(run.path)
 
     def _stem(self, recipe: Recipe) -> str:
-        """`fast-resnet20`: the recipe, or the run folder that a recipe.toml lies in, and the model."""
+        """Return the default name without the seed: recipe (or the run folder of a recipe.toml) and model."""
         path = Path(self._recipe_name)
         name = path.parent.name if path.name == "recipe.toml" and path.parent.name else path.stem
         return f"{name}-{recipe.run.model}"
@@ -282,7 +282,7 @@ class _Launcher:
         return find_data(options.data, skip_damaged=options.skip_damaged, note=self.note, **self.data_callbacks)
 
     def _find_training_data(self, checkpoint: Path) -> DataSource:
-        """The data that the options name; without any, those of the run that is resumed."""
+        """Find the data that the options name; by default, the data of the run that is resumed."""
         options = self.options
         recorded = load_checkpoint(checkpoint).data if options.data is None and checkpoint.is_file() else {}
         return find_training_data(
@@ -361,8 +361,8 @@ def _have_begun(*runs: RunFolder) -> bool:
 def _remove_if_not_begun(*runs: RunFolder, keep: Sequence[Path] = ()) -> Iterator[None]:
     """Remove run folders after a failure before the first checkpoint: they hold nothing but their recipes.
 
-    As soon as one of several seeds has a checkpoint, all folders stay: a missing folder would be missing in summaries.
-    The folders in `keep` stay: another process may have created them.
+    If any of several seeds has a checkpoint, all folders are kept, so that the summary includes every seed. The folders
+    in `keep` are kept too: another process may have created them.
     """
     try:
         yield

@@ -119,8 +119,8 @@ def normalize_weights(weights: list[Tensor]) -> None:
 def orthogonalize_all(updates: list[Tensor]) -> list[Tensor]:
     """Replace each (out, in, k, k) by the nearest semi-orthogonal (out, in * k * k), approximately.
 
-    All weights of one shape go through one batched product. The columns are taken in the order in which they lie in
-    memory under channels_last: orthogonalization commutes with a permutation of the columns, so the order is free.
+    Updates of equal shape are orthogonalized as one batch. The columns are in channels_last memory order:
+    orthogonalization commutes with permutations of the columns, so their order does not matter.
 
     Returns:
         Tensors of the same shapes, in channels_last layout.

@@ -1,4 +1,4 @@
-"""Check a recorded step against the eager step before it is used: same state in, same weights and loss out."""
+"""Compare a captured step with the eager step before it is used: from equal states to equal weights and loss."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,13 +12,13 @@ Step = Callable[[Tensor], None]  # trains on the batch with these indices, int64
 class ReplayCheck:
     """Compare one replay with one eager step, twice, each time from the same state.
 
-    The two trials differ in batch, learning rate and random numbers, so that a recording which keeps any of them
-    fixed fails at least one. A recording that skips the update or makes it twice fails both. All state is put back
+    The two trials differ in batch, learning rate and random numbers, so a captured graph in which any of them is
+    constant fails at least one. A graph that skips the update or applies it twice fails both. All state is restored
     afterwards: a run trains to the same weights with and without the check.
 
     Args:
-        tensors: everything that a step changes: weights, buffers, optimizer state, sums. Called anew for each check,
-            because optimizers create their state at the first step.
+        tensors: returns everything that a step changes: weights, buffers, optimizer state, sums. A function, because
+            optimizers create their state at the first step.
         sums: the running sums among `tensors`: loss and correct predictions, float32 (2,).
         learning_rates: the tensors () from which the step reads its learning rates, each with its highest value of the
             run; the trials use that value and half of it.
@@ -39,12 +39,12 @@ class ReplayCheck:
         self.tolerance = torch.finfo(dtype).eps ** (1 / 3)  # 0.2 for bfloat16, 0.005 for float32
 
     def find_difference(self, replay: Step, eager: Step, indices: Tensor) -> str | None:
-        """Return what differs between `replay` and `eager`, None if nothing does.
+        """Describe the first difference between `replay` and `eager`; return None if there is none.
 
         Args:
-            replay: the recorded step.
-            eager: the step itself.
-            indices: a batch of the recorded size; the second trial uses it shifted by one image.
+            replay: replays the captured step.
+            eager: runs the step eagerly.
+            indices: a batch of the captured size; the second trial adds 1 to each index.
         """
         trials = ((indices, 1.0), ((indices + 1) % (indices.max() + 1), 0.5))
         for seed, (batch, share) in enumerate(trials):

@@ -144,14 +144,14 @@ class TrainingStep:
         return [value for value in values if isinstance(value, Tensor)]
 
     def _count(self, loss: Tensor, logits: Tensor, labels: Tensor, mixed_labels: Tensor, label_weight: Tensor) -> None:
-        """Add the batch to the sums; under mixup a prediction counts as much as the weight of the label it matches."""
+        """Add the batch to the sums; with mixup, a prediction counts with the weight of the label that it matches."""
         predicted = logits.argmax(1)
         matches, mixed_matches = (predicted == labels).sum(), (predicted == mixed_labels).sum()
         correct = label_weight * matches + (1 - label_weight) * mixed_matches
         self._sums += torch.stack([loss * len(labels), correct])
 
     def take_sums(self) -> tuple[float, float]:
-        """Sums over images since the last call: of the loss, and of correct predictions. Waits for the device."""
+        """Return and reset the sums over images of the loss and of correct predictions. Waits for the device."""
         loss, correct = self._sums.tolist()
         self._sums.zero_()
         return loss, correct

@@ -1,7 +1,7 @@
 """The training loop: `train` runs the epochs, keeps the best and the last checkpoint on disk, and writes a summary.
 
-All randomness of an epoch follows from the seed and the number of the epoch. So a run can be resumed from an epoch
-boundary without the state of any generator, and on the same machine gives bit-identical weights.
+All randomness of an epoch depends only on the seed and the epoch number. A run can therefore be resumed after any epoch
+without saved generator states, and gives bit-identical weights on the same machine.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ from toolkit.training.initialize import load_fitting_layers, require_unseen_vali
 from toolkit.training.optimizers import make_optimizer
 from toolkit.training.step import StepMode, TrainingStep, choose_mode
 
-_DEVICE_OPTIONS = {"capturable", "fused"}  # of an optimizer; a checkpoint has those of the device that saved it
+_DEVICE_OPTIONS = {"capturable", "fused"}  # optimizer options that depend on the device: not taken from a checkpoint
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -144,7 +145,7 @@ def _packed_runtime_file(name: str) -> bytes:
     packed = (FOLDER / "runtime" / f"{name}.gz").read_bytes()
     try:
         found = hashlib.sha256(gzip.decompress(packed)).hexdigest()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ToolkitError(f"{name}.gz is damaged ({error}); install the toolkit again") from error
     if found != _runtime()["files"][name]["sha256"]:
         raise ToolkitError(f"{name}.gz is not the file that runtime.json records; install the toolkit again")
