@@ -264,6 +264,7 @@ def test_a_model_of_other_data_is_not_judged(trained, cifar, tmp_path):
         (["export", "/dev/null", "--checkpoint", "x.pt", "--data", "demo"], 1, "is not an ordinary file"),
         (["evaluate", "modle.onnx"], 1, "no such file: modle.onnx"),
         (["evaluate", "--plot", "c.svg"], 2, "must end in .png"),
+        (["data", "--data", "demo", "--fetch"], 2, "only cifar10 and cifar100 can be downloaded"),
         (["export"], 1, "no run in runs has finished: `cifar train` starts one"),
         (["verify", "nothing.onnx", "--data", "demo"], 1, "nothing.onnx"),
         (["predict", "x.png", "--model", "nothing.onnx"], 1, "nothing.onnx"),

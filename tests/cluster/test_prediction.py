@@ -141,6 +141,7 @@ def test_relative_paths_are_found_from_anywhere(folder, tmp_path, model, monkeyp
         (["-"], {}, "standard input cannot be written as parts"),
         (["x.png"], {"format": "table"}, "parts are written as csv or jsonl"),
         (["x.png"], {"top": 11}, "top must lie between"),
+        (["x.png"], {"part_size": 0}, "a part holds 1 to 100,000 pictures, not 0"),
     ],
 )
 def test_wrong_options(tmp_path, model, paths, options, message):

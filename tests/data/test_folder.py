@@ -79,6 +79,28 @@ def test_a_flat_folder_is_split_by_pixels_not_by_names(tmp_path):
     assert first.test().images.equal(second.test().images)
 
 
+def test_a_class_whose_first_picture_occurs_often_has_test_pictures(tmp_path):
+    """Of ten pictures two would be tested, and any one of them may come first."""
+    for often in range(5):
+        root = tmp_path / str(often)
+        for copy in range(6):
+            write_folder(root / "a" / str(copy), {"": [often]})
+        write_folder(root, {"a": [seed for seed in range(5) if seed != often], "b": range(100, 110)})
+        source = open_pictures(root)
+        train, test = (images.images[images.labels == 0] for images in (source.train(), source.test()))
+        assert 0 < len(test) < 10
+        assert not pixels_of(train) & pixels_of(test)
+
+
+@posix
+def test_links_to_the_folders_of_splits_are_reported(tmp_path):
+    write_folder(tmp_path / "data", TWO_CLASSES)
+    write_folder(tmp_path / "elsewhere", {"a": [5], "b": [6]})
+    (tmp_path / "data/val").symlink_to(tmp_path / "elsewhere")
+    (problem,) = list_folder(tmp_path / "data").problems
+    assert f"val is a link that leaves the folder, to {tmp_path}/elsewhere" in problem.error
+
+
 def test_a_flat_folder_keeps_identical_pictures_on_one_side(tmp_path):
     for copy in range(6):
         write_folder(tmp_path / "x" / "a" / str(copy), {"": range(5)})

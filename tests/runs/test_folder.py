@@ -86,3 +86,5 @@ def test_the_newest_run_of_a_stem_that_can_be_resumed(tmp_path):
     finished.write_summary({})
     assert find_unfinished_run("a", root=tmp_path) == unfinished
     assert not not_begun.last.exists()
+    finished.remove()
+    assert find_unfinished_run("a", root=tmp_path) == unfinished

@@ -2,6 +2,7 @@
 
 import pytest
 
+from toolkit.errors import ToolkitError
 from toolkit.training.launch import LaunchOptions, launch
 
 
@@ -28,6 +29,18 @@ def test_seeds_interrupted_after_a_checkpoint_say_how_to_resume(tmp_path):
     with pytest.raises(KeyboardInterrupt, match="0 of 2 seeds are finished.* Resume with: cifar train --seeds 2 "):
         begin(tmp_path, interrupt, name="begun")
     assert sorted(path.name for path in (tmp_path / "begun").glob("seed*")) == ["seed0", "seed1"]
+
+
+def test_seeds_of_different_data_are_not_summarized(tmp_path):
+    """Machines may find other data under the same path."""
+
+    def finish(options, runs, source):
+        for number, run in enumerate(runs):
+            run.write_summary({"data": {"name": "demo", "train_sha256": str(number)}})
+
+    with pytest.raises(ToolkitError, match="the data differ between machines: seed1 had other data than seed0"):
+        begin(tmp_path, finish, name="mixed")
+    assert not (tmp_path / "mixed/seeds.json").exists()
 
 
 def test_a_failure_keeps_the_folders_that_existed_before(tmp_path):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.cluster.jobs import Engine, Job, Outcome, describe_failures
-from toolkit.cluster.parts import PART_SIZE, PartsFolder, Plan, begin_plan
+from toolkit.cluster.parts import MAX_PART_SIZE, PART_SIZE, PartsFolder, Plan, begin_plan
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import as_text, escape, replacing
 from toolkit.inference.model_file import find_model
@@ -92,6 +92,8 @@ def predict_to_folder(
         raise UsageError("standard input cannot be written as parts: leave out --out and --on")
     if format not in FORMATS:
         raise UsageError(f"parts are written as {' or '.join(FORMATS)}, not {format}")
+    if not 1 <= part_size <= MAX_PART_SIZE:
+        raise UsageError(f"a part holds 1 to {MAX_PART_SIZE:,} pictures, not {part_size}")
     path = find_model(model)
     class_names = open_model(path, provider="cpu", threads=1).class_names
     check_options(batch_size=batch_size, top=top, class_count=len(class_names))

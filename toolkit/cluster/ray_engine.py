@@ -80,7 +80,7 @@ def _connect(address: str | None) -> Any:
         ) from error
     if ray.is_initialized():
         return ray
-    _require_reachable(address)
+    _require_reachable(address or os.environ.get("RAY_ADDRESS"))  # the order in which Ray looks
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         # A cluster of this machine alone needs no dashboard; one that is running keeps its own.

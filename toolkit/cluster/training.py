@@ -80,18 +80,6 @@ def train_seeds(
             f"{describe_failures(failures, of=len(jobs), kind='seeds')}. The others are finished; repeat the command "
             "to resume these"
         )
-    _require_one_data_set(runs)
-
-
-def _require_one_data_set(runs: Sequence[RunFolder]) -> None:
-    """Raise `ToolkitError` if machines found other data under the same path."""
-    data = {run.path.name: run.read_summary()["data"] for run in runs}
-    first = runs[0].path.name
-    if others := [name for name, found in data.items() if found != data[first]]:
-        raise ToolkitError(
-            f"the data differ between machines: {', '.join(others)} had other data than {first}. Make the same data "
-            "visible to all, remove these run folders and repeat the command"
-        )
 
 
 def seed_job(run: RunFolder, *, source: DataSource, options: LaunchOptions) -> Job:

@@ -51,11 +51,15 @@ def _read_rows(path: Path, name: str) -> Iterator[tuple[int, tuple[str, str, int
                     f"{name}: the first line lacks the column {' and '.join(missing)}; expected path,label or "
                     f"path,label,split, found {shorten(','.join(header)) or 'nothing'}"
                 )
+            if repeated := next((column for column in header if header.count(column) > 1), None):
+                raise ToolkitError(f"{name}: the first line has the column {shorten(repeated)} twice")
             for row in reader:
                 if any(cell.strip() for cell in row):
                     yield reader.line_num, _parse_row(header, row, f"{name}, line {reader.line_num}")
         except UnicodeDecodeError as error:
-            raise ToolkitError(f"{name} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+            raise ToolkitError(
+                f"{name} is not UTF-8 text ({error.reason}: 0x{error.object[error.start]:02x})"
+            ) from error
         except csv.Error as error:
             raise ToolkitError(f"{name}, line {reader.line_num} is not valid CSV: {error}") from error
 

@@ -48,7 +48,9 @@ def list_folder(root: Path) -> Listing:
             if entry.path not in splits.values():
                 scan.notes.append(f"{escape(entry.path)} is ignored: its name is not that of a split")
         for entry in top:
-            if is_picture_name(entry.name) and not scan.is_folder(entry):
+            if entry.is_symlink() and entry.name.lower() in SPLIT_NAMES and scan.is_folder(entry):
+                scan.may_enter(entry)  # reports the link
+            elif is_picture_name(entry.name) and not scan.is_folder(entry):
                 scan.count_loose(entry)
         for split, path in sorted(splits.items()):
             scan.add_classes(scan.list_entries(path), split)

@@ -71,10 +71,9 @@ def inspect_data(
     """
     if sheet is not None:
         require_writable(sheet, suffix=".png")
-    status = data_status(data)
-    if fetch and not status.complete and status.folder is not None:
+    if fetch:
         fetch_data(data, progress=progress)
-        status = data_status(data)
+    status = data_status(data)
     if not status.complete:
         return DataOverview(data, status)
     source = find_data(data, fetch=False, skip_damaged=skip_damaged, on_pictures=on_pictures, note=note)

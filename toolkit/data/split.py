@@ -81,7 +81,7 @@ def split_by_digest(labels: NDArray[np.int64], digests: NDArray[np.bytes_]) -> N
     """Choose about a fifth of each class for the test set: the pictures with the smallest digests.
 
     The choice depends only on pixels and labels, not on names or order, and identical pictures stay on one side. A
-    class gets no test pictures if its smallest digest occurs more often than the share allows.
+    class with a single picture, or with identical ones only, gets no test pictures.
 
     Args:
         labels: int64 (N,).
@@ -97,9 +97,11 @@ def split_by_digest(labels: NDArray[np.int64], digests: NDArray[np.bytes_]) -> N
         if len(members) < 2:
             continue
         count = max(1, round(TEST_SHARE * len(members)))
-        while count and digests[members[count - 1]] == digests[members[count]]:
-            count -= 1
-        is_test[members[:count]] = True
+        sorted_digests = digests[members]
+        starts = np.flatnonzero(sorted_digests[1:] != sorted_digests[:-1]) + 1  # of each digest but the first
+        if len(starts):
+            fitting = starts[starts <= count]
+            is_test[members[: fitting[-1] if len(fitting) else starts[0]]] = True
     return is_test
 
 

@@ -1,7 +1,6 @@
 """The run folder: recipe, metrics, checkpoints, summary and pictures of one training run; finding runs."""
 
 import dataclasses
-import itertools
 import json
 import os
 import re
@@ -257,13 +256,10 @@ def _make_folder(root: Path, names: list[str], recipe: Recipe, init: Checkpoint 
 
 def find_unfinished_run(stem: str, *, root: Path = RUNS) -> RunFolder | None:
     """The newest run with this stem that can be resumed; None if there is none."""
-    checkpoints = [root / name / "last.pt" for name in _list_existing(stem, root)]
+    names = re.compile(rf"{re.escape(stem)}(-\d+)?")
+    checkpoints = [path for path in root.glob("*/last.pt") if names.fullmatch(path.parent.name)]
     found = [path for path in checkpoints if path.is_file() and not RunFolder(path.parent).is_finished]
     return RunFolder(max(found, key=_read_mtime).parent) if found else None
-
-
-def _list_existing(stem: str, root: Path) -> Iterator[str]:
-    return itertools.takewhile(lambda name: (root / name).exists(), _number_names(stem))
 
 
 def open_run(name_or_path: str, *, root: Path = RUNS) -> RunFolder:
@@ -300,10 +296,8 @@ def find_newest_finished_run(*, data: str | None = None, root: Path = RUNS, note
     chosen = next(preferred, finished[0])
     newer = [run for run in runs if run.last.is_file() and _read_mtime(run.last) > _read_mtime(chosen.summary)]
     if newer:
-        names = ", ".join(str(run.path) for run in newer)
-        note(
-            f"Using {chosen.path}, not the newer {names} ({'of other data' if newer[0].is_finished else 'unfinished'})"
-        )
+        names = ", ".join(f"{run.path} ({'other data' if run.is_finished else 'unfinished'})" for run in newer)
+        note(f"Using {chosen.path}, not the newer {names}")
     return chosen
 
 

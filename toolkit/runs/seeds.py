@@ -12,7 +12,7 @@ after an interruption. All folders are created before the first is trained, so a
 import json
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -205,6 +205,17 @@ def begin_seeds(
         if not run.recipe_path.is_file():
             run.write_inputs(_set_seed(recipe, seed), init)
     return seed_runs
+
+
+def require_one_data_set(runs: Sequence[RunFolder]) -> None:
+    """Raise `ToolkitError` if finished runs have other data: machines found them under the same path."""
+    data = {run.path.name: run.read_summary()["data"] for run in runs}
+    first = runs[0].path.name
+    if others := [name for name, found in data.items() if found != data[first]]:
+        raise ToolkitError(
+            f"the data differ between machines: {', '.join(others)} had other data than {first}. Make the same data "
+            "visible to all, remove these run folders and repeat the command"
+        )
 
 
 def find_seeds(name_or_path: str, *, root: Path = RUNS) -> SeedRuns | None:

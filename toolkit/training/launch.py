@@ -23,7 +23,7 @@ from toolkit.runs.folder import (
     require_name,
 )
 from toolkit.runs.location import DataLocation, find_training_data
-from toolkit.runs.seeds import SeedRuns, begin_seeds, open_seeds
+from toolkit.runs.seeds import SeedRuns, begin_seeds, open_seeds, require_one_data_set
 from toolkit.training.initialize import load_initial
 from toolkit.training.step import StepMode, choose_mode
 from toolkit.training.tensorboard import require_tensorboard, tensorboard_log
@@ -233,6 +233,7 @@ class _Launcher:
 
         with describe_interrupt(describe):
             train_on_engine(self.options, unfinished, source)
+        require_one_data_set(seed_runs.runs)
 
     @property
     def _recipe_name(self) -> str:
