@@ -12,7 +12,7 @@ import typer
 
 from toolkit import command_line, options
 from toolkit.bench.commands import bench
-from toolkit.command_line import note, print_error, print_result, print_version, recipe_flags, run_app
+from toolkit.command_line import add_recipe_flags, note, print_error, print_result, print_version, run_app
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import as_text, escape, require_writable
 from toolkit.recipes.recipe import recipe_from_flags
@@ -40,7 +40,7 @@ def cifar(
 
 
 @command
-@recipe_flags
+@add_recipe_flags
 def train(
     recipe: options.RecipeName = None,
     data: options.Data = None,
@@ -149,7 +149,7 @@ def export(
 
     The file is written only if it passes the gate, the checks that a model file must pass; otherwise exit code 3.
     """
-    from toolkit.data.dataset import name_of_data
+    from toolkit.data.dataset import find_data_name
     from toolkit.deploy import export_onnx
     from toolkit.runs.folder import find_checkpoint
 
@@ -158,7 +158,7 @@ def export(
     if os.path.isdir(output) or str(output).endswith(("/", os.sep)):
         output = output / "model.onnx"
     require_writable(output)
-    path = checkpoint or find_checkpoint(run, data=name_of_data(data), root=runs, note=note)
+    path = checkpoint or find_checkpoint(run, data=find_data_name(data), root=runs, note=note)
     note(f"Exporting {path}")
     export_model = functools.partial(
         export_onnx,
@@ -243,7 +243,7 @@ def predict(
     if out is not None and (plot is not None or provider not in ("auto", "cpu")):
         raise UsageError("--out allows neither --plot nor a --provider other than cpu: leave them out")
     if out is not None:
-        command_line.start_collection()
+        command_line.enable_gc()
         predict_parts(paths, out, on=on or "local", model=model, format=format or "csv", top=top, batch_size=batch_size)
         return
     if plot is not None:
@@ -253,7 +253,7 @@ def predict(
     warnings.simplefilter("ignore")  # Pillow's, about damaged EXIF and large pictures: failures are reported per file
     classifier = Classifier(model, provider=provider)
     session = classifier.session
-    command_line.start_collection()
+    command_line.enable_gc()
     note(f"Model: {escape(session.path)}, {session.note or f'running on {session.provider}'}")
     failures, drawn = 0, []
 
@@ -327,10 +327,10 @@ def page(
 @command
 def models(json_output: options.Json = False) -> None:
     """List the networks and their cost."""
-    from models.cost import all_costs
+    from models.cost import measure_all_costs
     from toolkit.display import models_lines
 
-    costs = all_costs()
+    costs = measure_all_costs()
     print_result([cost.as_dict() for cost in costs], lambda: models_lines(costs), as_json=json_output)
 
 

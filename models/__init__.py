@@ -5,9 +5,9 @@ from functools import partial
 
 from models.resnet import BasicBlock, ResNet
 
-__all__ = ["MODELS", "PARAMETER_CEILING", "BasicBlock", "ResNet", "build_model"]
+__all__ = ["MAX_PARAMETERS", "MODELS", "BasicBlock", "ResNet", "build_model"]
 
-PARAMETER_CEILING = 600_000  # the design's limit for a model that is to be deployed
+MAX_PARAMETERS = 600_000  # the design's limit for a model that is to be deployed
 
 MODELS: dict[str, Callable[..., ResNet]] = {
     "resnet20": partial(ResNet, blocks_per_stage=3, widths=(16, 32, 64)),

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import MODELS, PARAMETER_CEILING, build_model
+from models import MAX_PARAMETERS, MODELS, build_model
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Cost:
 
     @property
     def under_ceiling(self) -> bool:
-        return self.parameters < PARAMETER_CEILING
+        return self.parameters < MAX_PARAMETERS
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -45,6 +45,6 @@ def cost(model: str) -> Cost:
     return Cost(model, sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2)
 
 
-def all_costs() -> list[Cost]:
+def measure_all_costs() -> list[Cost]:
     """The cost of every network, in the order of `MODELS`."""
     return [cost(name) for name in MODELS]

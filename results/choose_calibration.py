@@ -21,11 +21,11 @@ import numpy as np
 import onnxruntime
 import torch
 
-from toolkit.data.dataset import DataSource, data_identity, find_data, require_same_data
+from toolkit.data.dataset import DataSource, find_data, identify_data, require_same_data
 from toolkit.data.images import Images
 from toolkit.data.split import split_images
 from toolkit.deploy.export import export_graph
-from toolkit.deploy.quantize import CALIBRATION_METHODS, calibration_images, to_int8
+from toolkit.deploy.quantize import CALIBRATION_METHODS, choose_calibration_images, to_int8
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.metrics import compute_logits
 from toolkit.runs.checkpoint import Checkpoint, load_checkpoint
@@ -83,7 +83,7 @@ def compare(
     float32 = {"method": "none", "reduce_range": False, "images": 0, "draw": 0, "bytes": graph.ByteSize()}
     yield _result(expected, expected, labels, **float32)
     for method, count, reduce_range, draw in product(CALIBRATION_METHODS, counts, (True, False), range(draws)):
-        images = calibration_images(train, count=count, seed=draw)
+        images = choose_calibration_images(train, count=count, seed=draw)
         model, _ = to_int8(graph, images, method=method, reduce_range=reduce_range)
         content = model.SerializeToString()
         how = {"method": method, "reduce_range": reduce_range, "images": len(images), "draw": draw}
@@ -93,7 +93,7 @@ def compare(
 def split_as_trained(checkpoint: Checkpoint, source: DataSource) -> tuple[Images, Images]:
     """The training images and the validation images of the checkpoint's run."""
     images = source.train()
-    require_same_data(checkpoint.data, data_identity(source.name, images), what="the checkpoint")
+    require_same_data(checkpoint.data, identify_data(source.name, images), what="the checkpoint")
     size = checkpoint.recipe.get("run", {}).get("val_size", 0)
     if not size:
         raise ToolkitError("the checkpoint was trained on all images: take one of a run with run.val_size above 0")

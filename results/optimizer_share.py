@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from models import build_model
-from toolkit.device import device_name, keep_freed_memory, use_available_cores
+from toolkit.device import device_name, keep_freed_memory, limit_threads
 from toolkit.recipes.recipe import Recipe
 from toolkit.training.augment import pad
 from toolkit.training.optimizers import make_optimizer
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
-    use_available_cores()
+    limit_threads()
     keep_freed_memory()
     figures = {
         "device": device_name(torch.device("cpu")),

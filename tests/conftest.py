@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import cli
 from tests.support.sources import ROOT, Done, FixedSource, colored_source
 from toolkit.data import synthetic
-from toolkit.deploy.accuracy import FLOORS
+from toolkit.deploy.accuracy import DEFAULT_MIN_ACCURACY
 from toolkit.recipes.recipe import Recipe
 
 # A shell ignores Ctrl-C in what it starts in the background, and so would the processes that tests interrupt.
@@ -38,7 +38,7 @@ def floors_of_the_tests_data() -> Iterator[None]:
     """The data sets of the tests of deployment require what CIFAR-10 does, without --min-accuracy."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("blocks", "few"):
-            patch.setitem(FLOORS, name, FLOORS["cifar10"])
+            patch.setitem(DEFAULT_MIN_ACCURACY, name, DEFAULT_MIN_ACCURACY["cifar10"])
         yield
 
 

@@ -13,7 +13,7 @@ import torch
 from models import build_model
 from tests.support.sources import ROOT, colored_source
 from toolkit import __version__
-from toolkit.data.dataset import data_identity, find_data
+from toolkit.data.dataset import find_data, identify_data
 from toolkit.evaluation.plots import MAX_PICTURES
 from toolkit.recipes.recipe import Recipe, recipe_keys
 from toolkit.runs import location
@@ -40,7 +40,7 @@ def random_checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("random") / "random.pt"
     arguments = {"num_classes": 10, "dropout_rate": 0.3}
     weights = build_model("resnet20", **arguments).state_dict()
-    identity = data_identity("demo", source.train())
+    identity = identify_data("demo", source.train())
     save_checkpoint(
         Checkpoint("resnet20", arguments, source.class_names, Recipe().as_dict(), identity, 0, None, weights), path
     )

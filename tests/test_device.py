@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from toolkit import device as module
-from toolkit.device import choose_device, choose_dtype, note_on_crowded_cores, use_available_cores
+from toolkit.device import choose_device, choose_dtype, describe_busy_cores, limit_threads
 from toolkit.errors import UsageError
 
 
@@ -21,13 +21,13 @@ def requested(monkeypatch):
 @pytest.mark.parametrize(("cores", "threads"), [(2, 2), (64, 8)])
 def test_threads_are_limited_to_the_available_cores(monkeypatch, requested, cores, threads):
     monkeypatch.setattr(module, "available_cores", lambda: cores)
-    use_available_cores()
+    limit_threads()
     assert requested == [threads]
 
 
 def test_the_number_of_threads_that_the_user_sets_is_kept(monkeypatch, requested):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    use_available_cores()
+    limit_threads()
     assert requested == []
 
 
@@ -46,7 +46,7 @@ CPU = torch.device("cpu")
 
 
 def test_a_note_names_the_share_of_time_without_a_core():
-    assert note_on_crowded_cores(CPU, threads=2, seconds=10.0, waiting_seconds=7.0) == (
+    assert describe_busy_cores(CPU, threads=2, seconds=10.0, waiting_seconds=7.0) == (
         "other programs use the same cores: the 2 training threads waited 35% of the time for a core, "
         "and for one another. If these programs keep running, stop the training with Ctrl-C and resume it with "
         "OMP_NUM_THREADS=1: it may be faster"
@@ -55,4 +55,4 @@ def test_a_note_names_the_share_of_time_without_a_core():
 
 @pytest.mark.parametrize(("device", "waiting"), [(CPU, 0.0), (CPU, 4.9), (CPU, -1.0), (torch.device("cuda"), 15.0)])
 def test_no_note_while_the_cores_are_free_or_do_not_matter(device, waiting):
-    assert note_on_crowded_cores(device, threads=2, seconds=10.0, waiting_seconds=waiting) == ""
+    assert describe_busy_cores(device, threads=2, seconds=10.0, waiting_seconds=waiting) == ""

@@ -41,14 +41,14 @@ def command(
         group: where it is registered.
         name: the command's name; by default the function's.
         handles_signals: whether the command handles Ctrl-C and SIGTERM itself.
-        starts_collection: whether the command itself calls `start_collection`, once it has loaded its modules.
+        starts_collection: whether the command itself calls `enable_gc`, once it has loaded its modules.
     """
 
     @functools.wraps(function)
     def run(*args: Any, quiet: bool = False, **kwargs: Any) -> None:
         limit_spinning()
         if not starts_collection:
-            start_collection()
+            enable_gc()
         try:
             with silence(quiet), contextlib.nullcontext() if handles_signals else end_on_signals():
                 function(*args, **kwargs)
@@ -76,7 +76,7 @@ def add_parameters(target: Any, function: Callable[..., None], added: dict[str, 
     target.__annotations__ = {p.name: p.annotation for p in (*kept, *new)} | {"return": None}
 
 
-def recipe_flags(function: Command) -> Command:
+def add_recipe_flags(function: Command) -> Command:
     """Add a flag for each recipe key to a command, passed in its **kwargs; None if the flag is not given."""
     added = {}
     for key in recipe_keys():
@@ -120,7 +120,7 @@ def run_app(app: typer.Typer) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may hold any bytes
-    gc.disable()  # until `start_collection`
+    gc.disable()  # until `enable_gc`
     try:
         app()
     except SystemExit as end:
@@ -135,7 +135,7 @@ def run_app(app: typer.Typer) -> None:
         sys.exit(1)
 
 
-def start_collection() -> None:
+def enable_gc() -> None:
     """Enable garbage collection for new objects only: scanning the loaded modules takes 10 ms of `cifar predict`."""
     if not gc.isenabled():
         gc.freeze()

@@ -10,7 +10,7 @@ import torch
 from toolkit.cores import available_cores
 from toolkit.errors import UsageError, first_line
 
-CROWDED_SHARE = 0.25  # fraction of the threads' time spent waiting for a core; training is clearly slower above it
+BUSY_SHARE = 0.25  # fraction of the threads' time spent waiting for a core; training is clearly slower above it
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -71,7 +71,7 @@ def _cpu_model() -> str:
         return platform.processor() or platform.machine()
 
 
-def use_available_cores() -> None:
+def limit_threads() -> None:
     """Limit torch's threads to the available cores, unless the user has set OMP_NUM_THREADS.
 
     Torch respects the affinity but not a container's quota; the kernel suspends the threads that exceed the quota.
@@ -80,7 +80,7 @@ def use_available_cores() -> None:
         torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
 
 
-def note_on_crowded_cores(device: torch.device, *, threads: int, seconds: float, waiting_seconds: float) -> str:
+def describe_busy_cores(device: torch.device, *, threads: int, seconds: float, waiting_seconds: float) -> str:
     """Return a note if other programs held the cores for much of a training epoch, else "".
 
     Threads wait for one another at each layer, so one thread can be faster than two: beside two busy processes on two
@@ -94,7 +94,7 @@ def note_on_crowded_cores(device: torch.device, *, threads: int, seconds: float,
             (`cores.waiting_seconds`).
     """
     share = waiting_seconds / (threads * seconds)
-    if device.type != "cpu" or threads == 1 or share < CROWDED_SHARE:
+    if device.type != "cpu" or threads == 1 or share < BUSY_SHARE:
         return ""
     return (
         f"other programs use the same cores: the {threads} training threads waited {share:.0%} of the time for a core, "
@@ -103,7 +103,7 @@ def note_on_crowded_cores(device: torch.device, *, threads: int, seconds: float,
     )
 
 
-def let_cudnn_choose(device: torch.device) -> None:
+def enable_cudnn_benchmark(device: torch.device) -> None:
     """Let cuDNN choose the fastest algorithm for each shape by timing them: a run has few shapes and many steps."""
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True

@@ -386,13 +386,13 @@ def report_lines(report: "Report") -> str:
 
 def models_lines(costs: "Sequence[Cost]") -> str:
     """Format parameters and multiply-accumulates of each network."""
-    from models import PARAMETER_CEILING
+    from models import MAX_PARAMETERS
 
     rows = [
         [cost.model, f"{cost.parameters:,}", f"{cost.multiply_accumulates:,}", "yes" if cost.under_ceiling else "no"]
         for cost in costs
     ]
-    return _table(["model", "parameters", "multiply-accumulates", f"under {PARAMETER_CEILING:,} parameters"], rows)
+    return _table(["model", "parameters", "multiply-accumulates", f"under {MAX_PARAMETERS:,} parameters"], rows)
 
 
 def doctor_lines(findings: "Sequence[Finding]") -> str:

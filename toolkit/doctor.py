@@ -123,9 +123,9 @@ def _one_layer_model() -> bytes:
 
 
 def _data(data: str | None) -> list[Finding]:
-    from toolkit.data.dataset import data_status
+    from toolkit.data.dataset import check_data
 
-    status = data_status(data)
+    status = check_data(data)
     if status.train_count is None:
         return [Finding("data", f"{status.name} in {status.folder} ({status.chosen_by}); `cifar data` reads them")]
     if status.complete:

@@ -49,7 +49,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def create_whole(path: Path) -> Iterator[Path]:
+def create_folder_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, and rename it to `path` when the block ends without an exception.
 
     Raises:

@@ -12,7 +12,7 @@ from tests.support.deploy import randomize, source_for, write_checkpoint
 from tests.support.onnx_models import picture_model, saved
 from tests.support.onnx_models import tiny_model as tiny_onnx
 from toolkit.bench import deploy as benchmark
-from toolkit.bench.deploy import bench_deploy, find_sides, measure_accuracies
+from toolkit.bench.deploy import bench_deploy, list_sides, measure_accuracies
 from toolkit.bench.deploy_worker import import_onnx
 from toolkit.bench.harness import measure
 from toolkit.bench.result import BenchmarkResult
@@ -74,20 +74,20 @@ def test_what_is_compared(files: tuple[Path, Path], tmp_path: Path, monkeypatch:
     model, checkpoint = files
     monkeypatch.setattr(benchmark, "_find_providers", lambda model: (["cuda"], []))
     monkeypatch.setattr(benchmark.torch.cuda, "is_available", lambda: False)
-    found, _ = find_sides([model], checkpoint)
+    found, _ = list_sides([model], checkpoint)
     assert [side.name for side in found] == [
         "model.onnx, cpu", "model.onnx, cpu, bare session", "model.onnx, cuda",
         "PyTorch eager, cpu", "PyTorch compiled, cpu",
     ]  # fmt: skip
     monkeypatch.setattr(benchmark, "SHIPPED_CHECKPOINT", tmp_path / "none.pt")
-    found, notes = find_sides([model], None)
+    found, notes = list_sides([model], None)
     assert not any(side.options["kind"] == "eager" for side in found)
     assert "PyTorch: not measured" in notes[0]
 
 
 def test_a_model_of_pictures_is_timed_without_a_bare_session(files: tuple[Path, Path], tmp_path: Path) -> None:
     path = saved(tmp_path, picture_model())
-    found, _ = find_sides([path], files[1], quick=True)
+    found, _ = list_sides([path], files[1], quick=True)
     assert [side.name for side in found] == ["model.onnx, cpu", "PyTorch eager, cpu"]
     call = import_onnx(found[0].options)()
     assert [output.shape for output in call(np.zeros((3, 32, 32, 3), np.uint8))] == [(3, 10), (3, 10)]

@@ -10,12 +10,12 @@ import pytest
 from toolkit.bench.harness import ROOT, Worker, measure, summarize
 from toolkit.bench.program_worker import run_program
 from toolkit.bench.result import Result, Side, Timing
-from toolkit.bench.worker import peak_memory
+from toolkit.bench.worker import read_peak_memory
 from toolkit.errors import ToolkitError
 
 FAKE = """
 import time
-from toolkit.bench.worker import Subject, run_worker
+from toolkit.bench.worker import Workload, run_worker
 
 def prepare(options):
     print("noise")
@@ -30,7 +30,7 @@ def prepare(options):
         time.sleep(options.get("sleep", 0))
         return {"images_per_second": speed, "milliseconds": [1.0, 3.0]}
 
-    return Subject(run_round, memory=lambda: 7, start_seconds=0.5, figures={"size": 3})
+    return Workload(run_round, memory=lambda: 7, start_seconds=0.5, figures={"size": 3})
 
 run_worker(prepare)
 """
@@ -125,9 +125,9 @@ def test_a_program_that_fails_says_why():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell the memory of a process")
 def test_peak_memory_counts_what_was_freed():
-    before = peak_memory()
+    before = read_peak_memory()
     assert before is not None
     bytearray(before + 50_000_000)  # filled with zeros: resident once, then freed
-    after = peak_memory()
+    after = read_peak_memory()
     assert after is not None
     assert after > before + 40_000_000

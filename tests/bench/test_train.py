@@ -7,7 +7,7 @@ import torch
 
 from toolkit.bench import train as benchmark
 from toolkit.bench.result import BenchmarkResult, Result, Side
-from toolkit.bench.train import bench_train, find_sides
+from toolkit.bench.train import bench_train, list_sides
 from toolkit.errors import UsageError
 
 pytestmark = pytest.mark.slow
@@ -16,9 +16,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def result() -> BenchmarkResult:
     """The conventional loop and one step of the toolkit on a handful of images."""
-    both = find_sides(torch.device("cpu"), 4, images=16)[:2]
+    both = list_sides(torch.device("cpu"), 4, images=16)[:2]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "find_sides", lambda *args, **options: both)
+        patch.setattr(benchmark, "list_sides", lambda *args, **options: both)
         patch.setattr(benchmark, "QUICK_SECONDS", 0.01)
         return bench_train("cpu", batch_sizes=[4], quick=True, images=16)
 
@@ -45,12 +45,12 @@ def test_a_note_names_the_batch_size(monkeypatch):
 
 
 def test_sides_of_a_cpu_are_not_captured():
-    assert {side.options["step"] for side in find_sides(torch.device("cpu"), 32)} == {"conventional", "eager"}
+    assert {side.options["step"] for side in list_sides(torch.device("cpu"), 32)} == {"conventional", "eager"}
 
 
 def test_sides_of_a_gpu(monkeypatch):
     monkeypatch.setattr(benchmark, "choose_dtype", lambda precision, device: torch.bfloat16)
-    found = [side.name for side in find_sides(torch.device("cuda"), 32)]
+    found = [side.name for side in list_sides(torch.device("cuda"), 32)]
     assert found == ["conventional loop", "eager, float32", "eager, bfloat16", "graph, bfloat16"]
 
 

@@ -20,7 +20,7 @@ from tests.support.pictures import open_pictures, pixels_of, write_split_folder
 from tests.support.sources import FixedSource, colored_images
 from toolkit.data import cifar
 from toolkit.data.cifar import CIFAR10, CIFAR100, CLASS_NAMES, MEAN, STD, read_cifar
-from toolkit.data.dataset import DataSource, data_identity, data_status, fetch_data, find_data, write_samples
+from toolkit.data.dataset import DataSource, check_data, fetch_data, find_data, identify_data, write_samples
 from toolkit.data.images import Images
 from toolkit.data.split import split
 from toolkit.data.synthetic import DRAWN_CLASSES
@@ -77,7 +77,7 @@ def test_a_relative_folder_may_be_named(cache: Path, tmp_path: Path, monkeypatch
 
 def test_an_empty_variable_is_ignored(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIFAR_DATA", "")
-    assert data_status().folder == cache
+    assert check_data().folder == cache
 
 
 def test_demo_is_the_drawn_set_and_dot_demo_a_folder(
@@ -130,15 +130,15 @@ def test_a_failed_download_explains_how_to_provide_the_data_by_hand(
 
 
 def test_status_of_missing_damaged_and_complete_files(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    status = data_status()
+    status = check_data()
     assert (status.chosen_by, status.folder, status.complete) == ("the cache folder", cache, False)
     assert set(status.files.values()) == {"missing"}
     write_batches(cache)
-    assert set(data_status().files.values()) == {"damaged"}
-    assert data_status().train_count == 0
+    assert set(check_data().files.values()) == {"damaged"}
+    assert check_data().train_count == 0
     md5s = {name: hashlib.md5((cache / BATCHES / name).read_bytes()).hexdigest() for name in CIFAR10.archive.files}
     replace_archive(monkeypatch, CIFAR10, files=md5s)
-    status = data_status()
+    status = check_data()
     assert (status.complete, status.train_count, status.test_count) == (True, 50_000, 10_000)
 
 
@@ -162,7 +162,7 @@ def test_data_sets_by_name(cache: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_folder_of_pictures_is_not_written_to(cache: Path, tmp_path: Path) -> None:
     pets = write_split_folder(tmp_path / "pets")
     before = sorted(tmp_path.rglob("*"))
-    status = data_status(str(pets))
+    status = check_data(str(pets))
     assert (status.name, status.folder, status.complete) == ("pictures", pets, True)
     assert (status.train_count, status.test_count) == (None, None)  # not decoded
     for named in (str(pets), "demo"):
@@ -172,7 +172,7 @@ def test_a_folder_of_pictures_is_not_written_to(cache: Path, tmp_path: Path) -> 
 
 
 def test_status_of_the_drawn_set(cache: Path) -> None:
-    status = data_status("demo")
+    status = check_data("demo")
     assert (status.name, status.folder, status.complete) == ("demo", None, True)
     assert (status.train_count, status.test_count) == (4_000, 1_000)
 
@@ -339,7 +339,7 @@ def test_impossible_validation_sizes_are_usage_errors(val_size: int) -> None:
 def test_identity_is_a_sha256_of_pixels_then_labels() -> None:
     images = Images(images=torch.arange(6, dtype=torch.uint8).view(2, 3, 1, 1), labels=torch.tensor([1, 258]))
     expected = hashlib.sha256(bytes(range(6)) + bytes([1, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0])).hexdigest()
-    assert data_identity("demo", images) == {"name": "demo", "train_sha256": expected}
+    assert identify_data("demo", images) == {"name": "demo", "train_sha256": expected}
 
 
 def test_samples_are_the_first_test_images_of_each_class(tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ class TestRealData:
         return find_data().train()
 
     def test_checksums(self) -> None:
-        status = data_status()
+        status = check_data()
         assert set(status.files.values()) == {"ok"}
         assert (status.train_count, status.test_count) == (50_000, 10_000)
 
@@ -423,4 +423,4 @@ class TestRealData:
 
     def test_identity(self, train: Images) -> None:
         known = "973ef2abb5897efc795681a4d79a6f5f642fa2bcb1a828f7476017c89db53a57"
-        assert data_identity("cifar10", train) == {"name": "cifar10", "train_sha256": known}
+        assert identify_data("cifar10", train) == {"name": "cifar10", "train_sha256": known}

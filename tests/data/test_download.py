@@ -21,8 +21,8 @@ import pytest
 
 from toolkit.data import cifar
 from toolkit.data.cifar import CIFAR100
-from toolkit.data.dataset import data_status, find_data
-from toolkit.data.download import Archive, DownloadLimits, fetch, state_of_files
+from toolkit.data.dataset import check_data, find_data
+from toolkit.data.download import Archive, DownloadLimits, check_files, fetch
 from toolkit.errors import ToolkitError
 
 FOLDER = "batches"
@@ -256,7 +256,7 @@ def test_cifar100_is_downloaded_and_read(
     assert train.labels.tolist() == [17 * i % 100 for i in range(12)]
     assert len(test) == 6
     assert find_data(str(cache / "cifar-100-python")).name == "cifar100"
-    assert data_status("cifar100").complete
+    assert check_data("cifar100").complete
 
 
 # Tests
@@ -268,7 +268,7 @@ def test_fetches_into_a_new_folder_and_reports_progress(server: Server, tmp_path
     fetch(archive, folder, limits=LIMITS, progress=lambda *values: calls.append(values))
     assert_whole(folder)
     assert not (tmp_path / "a" / "outside").exists()
-    assert set(state_of_files(archive, folder).values()) == {"ok"}
+    assert set(check_files(archive, folder).values()) == {"ok"}
     done = [bytes_done for _, bytes_done, _ in calls]
     assert done == sorted(done)
     assert done[-1] == SIZE
@@ -363,9 +363,9 @@ def test_damaged_and_missing_files_are_replaced_and_others_left_alone(server: Se
     (tmp_path / FOLDER).mkdir()
     (tmp_path / FOLDER / "one").write_bytes(b"damaged")
     (tmp_path / FOLDER / "notes.txt").write_text("the user's own")
-    assert state_of_files(archive, tmp_path) == {"one": "damaged", "two": "missing"}
+    assert check_files(archive, tmp_path) == {"one": "damaged", "two": "missing"}
     fetch(archive, tmp_path, limits=LIMITS)
-    assert set(state_of_files(archive, tmp_path).values()) == {"ok"}
+    assert set(check_files(archive, tmp_path).values()) == {"ok"}
     assert (tmp_path / FOLDER / "notes.txt").read_text() == "the user's own"
 
 

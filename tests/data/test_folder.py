@@ -17,7 +17,7 @@ from tests.support.pictures import (
     write_split_folder,
 )
 from toolkit.data.folder import list_folder
-from toolkit.data.listing import natural_order
+from toolkit.data.listing import natural_sort_key
 from toolkit.data.picture_set import UnreadablePictures
 from toolkit.errors import ToolkitError
 
@@ -125,7 +125,7 @@ def test_classes_named_like_splits(tmp_path):
 
 def test_natural_order(tmp_path):
     names = ["class10", "class2", "Class1", "10", "9", "b", "a", "a1b10", "a1b9"]
-    assert sorted(names, key=natural_order) == ["9", "10", "a", "a1b9", "a1b10", "b", "Class1", "class2", "class10"]
+    assert sorted(names, key=natural_sort_key) == ["9", "10", "a", "a1b9", "a1b10", "b", "Class1", "class2", "class10"]
     classes = {f"class{number}": [number, 1000 + number] for number in (10, 2, 1)}
     assert open_pictures(write_folder(tmp_path, classes)).class_names == ("class1", "class2", "class10")
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.support.pictures import noise, open_pictures, pixels_of, pixels_of_seeds, write_picture, write_split_folder
 from tests.support.sources import ROOT
-from toolkit.data.dataset import data_identity, find_data
+from toolkit.data.dataset import find_data, identify_data
 from toolkit.data.memory import available_memory_bytes
 from toolkit.data.picture_set import UnreadablePictures, _permute
 from toolkit.data.pictures import decode_pictures
@@ -246,10 +246,10 @@ def test_the_identity_of_a_copy_elsewhere_is_the_same(pets, tmp_path, cache):
         target = copy / path.relative_to(pets).parent / f"{number}.bmp"
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.open(path).save(target)
-    identities = [data_identity("pictures", find_data(str(folder)).train()) for folder in (pets, copy)]
+    identities = [identify_data("pictures", find_data(str(folder)).train()) for folder in (pets, copy)]
     assert identities[0] == identities[1]
     write_picture(copy / "train/cat/new.png", 99)
-    assert data_identity("pictures", find_data(str(copy)).train()) != identities[0]
+    assert identify_data("pictures", find_data(str(copy)).train()) != identities[0]
 
 
 def test_pictures_that_do_not_fit_in_memory_are_refused_with_figures(pets, monkeypatch, decoded):

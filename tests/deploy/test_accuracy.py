@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from toolkit.deploy.accuracy import choose_floor, macro_accuracy, wilson_interval
+from toolkit.deploy.accuracy import choose_min_accuracy, compute_wilson_interval, macro_accuracy
 from toolkit.errors import UsageError
 
 
 def test_floors():
-    assert choose_floor(None, data="cifar10", val_accuracy=None) == 0.91
-    assert choose_floor(0.5, data="pictures", val_accuracy=None) == 0.5
+    assert choose_min_accuracy(None, data="cifar10", val_accuracy=None) == 0.91
+    assert choose_min_accuracy(0.5, data="pictures", val_accuracy=None) == 0.5
     with pytest.raises(UsageError, match="the validation accuracy of this model is 0.8125: give --min-accuracy"):
-        choose_floor(None, data="pictures", val_accuracy=0.8125)
+        choose_min_accuracy(None, data="pictures", val_accuracy=0.8125)
     with pytest.raises(UsageError, match="cifar100 has no default for the required accuracy: give"):
-        choose_floor(None, data="cifar100", val_accuracy=None)
+        choose_min_accuracy(None, data="cifar100", val_accuracy=None)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_floors():
 )
 def test_wilson_interval(correct, images, low, high):
     """The third row is Newcombe's example, Statistics in Medicine 17 (1998), table I: 0.2553 to 0.3662."""
-    assert wilson_interval(correct, images) == pytest.approx((low, high), abs=6e-5)
+    assert compute_wilson_interval(correct, images) == pytest.approx((low, high), abs=6e-5)
 
 
 def test_macro_accuracy_counts_every_class_with_images_once():

@@ -25,7 +25,7 @@ from tests.support.deploy import (
 from tests.support.sources import ROOT, FixedSource
 from toolkit import __version__
 from toolkit.data.cifar import CLASS_NAMES
-from toolkit.data.dataset import data_identity
+from toolkit.data.dataset import identify_data
 from toolkit.data.images import Images
 from toolkit.deploy import Rejected, export_onnx, verify
 from toolkit.deploy.export import OPSET, OPSETS, export_graph
@@ -115,7 +115,7 @@ def test_the_file_is_what_the_gate_read_and_says_what_it_computed(case: Case, tm
     age = datetime.now(UTC).date() - date.fromisoformat(metadata.pop("cifar.date"))
     assert timedelta(0) <= age <= timedelta(1)  # the test may run over midnight
     test = case.source.test()
-    identity = data_identity("blocks", case.source.train())
+    identity = identify_data("blocks", case.source.train())
     assert {key: _plain(value) for key, value in metadata.items()} == {
         "cifar.class_names": list(case.source.class_names),
         "cifar.model": "tiny",

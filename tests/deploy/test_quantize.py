@@ -18,7 +18,7 @@ from toolkit.data.images import Images
 from toolkit.deploy import Rejected, export_onnx, graph, verify
 from toolkit.deploy.comparison import find_difference
 from toolkit.deploy.export import export_graph
-from toolkit.deploy.quantize import CALIBRATION_METHODS, calibration_images, to_fp16, to_int8
+from toolkit.deploy.quantize import CALIBRATION_METHODS, choose_calibration_images, to_fp16, to_int8
 from toolkit.errors import UsageError
 from toolkit.inference.model_file import find_fault
 
@@ -168,13 +168,13 @@ def test_an_unknown_method_or_target_is_wrong_usage(fp32: ModelProto) -> None:
 
 def test_calibration_images_are_training_images_and_always_the_same() -> None:
     train = Images(blocky_images(1_000, seed=5), torch.arange(1_000))
-    chosen = calibration_images(train)
+    chosen = choose_calibration_images(train)
     assert chosen.shape == (512, 32, 32, 3)
-    assert np.array_equal(chosen, calibration_images(train))
+    assert np.array_equal(chosen, choose_calibration_images(train))
     pixels = {image.tobytes() for image in train.images.permute(0, 2, 3, 1).contiguous().numpy()}
     assert {image.tobytes() for image in chosen} <= pixels
     assert len({image.tobytes() for image in chosen}) == 512
-    assert len(calibration_images(train.take(torch.arange(40)))) == 40
+    assert len(choose_calibration_images(train.take(torch.arange(40)))) == 40
 
 
 # Compared with the graph of the checkpoint

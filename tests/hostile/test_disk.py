@@ -17,7 +17,7 @@ from tests.support.hostile import archive, contents, full_disk, linux, read_only
 from tests.support.onnx_models import draw, saved, tiny_model
 from tests.support.sources import ROOT, Done, FixedSource, colored_source
 from tests.support.training import train_epochs
-from toolkit.data.dataset import data_identity, find_data
+from toolkit.data.dataset import find_data, identify_data
 from toolkit.deploy import export_onnx
 from toolkit.errors import ToolkitError
 from toolkit.recipes.recipe import Recipe
@@ -115,7 +115,7 @@ def test_evaluate_refuses_a_picture_that_cannot_be_written_before_work_and_print
     trouble: Callable, cifar: Cifar, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     source = find_data("demo")
-    identity = data_identity("demo", source.train())
+    identity = identify_data("demo", source.train())
     values = values_of_a_checkpoint(data=identity, class_names=list(source.class_names))
     (tmp_path / "best.pt").write_bytes(archive(values))
     (tmp_path / "confusion.png").write_bytes(b"an older picture")

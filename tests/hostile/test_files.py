@@ -27,7 +27,7 @@ from tests.support.hostile import (
 )
 from tests.support.onnx_models import draw, saved, tiny_model
 from tests.support.sources import Done
-from toolkit.data.dataset import data_identity, find_data
+from toolkit.data.dataset import find_data, identify_data
 from toolkit.inference.model_file import MAX_MODEL_BYTES, SHIPPED_MODEL
 from toolkit.inference.paths import expand
 from toolkit.recipes.recipe import load_recipe
@@ -93,7 +93,7 @@ def test_models(reader: str, case: str, refused: Callable[..., str], tmp_path: P
 def test_a_model_that_asks_for_64_gib(reader: str, cifar: Cifar, tmp_path: Path) -> None:
     """With no limit set from outside: the toolkit's own is what refuses."""
     source = find_data("demo")
-    identity = data_identity("demo", source.train())
+    identity = identify_data("demo", source.train())
     claims = {"class_names": json.dumps(source.class_names), "data": json.dumps(identity)}
     saved(tmp_path, with_a_product(2**16, claims=claims))
     commands = {
@@ -116,7 +116,7 @@ def test_what_a_model_says_of_its_data_is_no_more_than_text(refused: Callable[..
 def test_names_in_another_order_are_not_believed(refused: Callable[..., str], tmp_path: Path) -> None:
     """Else the figures of one class would stand under the name of another."""
     source = find_data("demo")
-    identity, names = data_identity("demo", source.train()), source.class_names[::-1]
+    identity, names = identify_data("demo", source.train()), source.class_names[::-1]
     saved(tmp_path, tiny_model(metadata={"class_names": json.dumps(names), "data": json.dumps(identity)}))
     assert f"names its outputs {', '.join(names)}" in refused("evaluate", "model.onnx", "--data", "demo")
 
@@ -153,7 +153,7 @@ def test_the_state_of_another_optimizer_is_refused(refused: Callable[..., str], 
     run.mkdir(parents=True)
     (run / ".lock").touch()
     (run / "recipe.toml").write_text(recipe.as_toml())
-    identity = data_identity("demo", find_data("demo").train())
+    identity = identify_data("demo", find_data("demo").train())
     for training in ({}, {"optimizer": None}, {"optimizer": {"state": {}, "param_groups": []}, "seconds": 0.0}):
         values = values_of_a_checkpoint(recipe=recipe.as_dict(), data=identity, training=training)
         (run / "last.pt").write_bytes(archive(values))

@@ -15,7 +15,7 @@ from tests.support.sources import ROOT, Done, colored_source
 from tests.support.training import train_epochs
 from toolkit.command_line import note
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.files import create_whole, replacing, require_writable
+from toolkit.files import create_folder_atomically, replacing, require_writable
 from toolkit.inference.paths import expand
 from toolkit.recipes.recipe import Recipe
 from toolkit.runs.folder import RunFolder, create_run, find_newest_finished_run, open_run
@@ -107,7 +107,7 @@ def test_two_processes_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_folder_that_is_not_yet_whole_is_no_run(tmp_path: Path) -> None:
-    with create_whole(tmp_path / "run") as temporary:
+    with create_folder_atomically(tmp_path / "run") as temporary:
         (temporary / "recipe.toml").write_text("")
         (temporary / "summary.json").write_text("{}")
         with pytest.raises(ToolkitError, match="no run in .* has finished"):

@@ -13,7 +13,7 @@ from results import choose_calibration
 from results.choose_calibration import HEADER, compare, format_line, split_as_trained
 from tests.support.deploy import CLASS_NAMES, blocky_images, randomize, tiny_model, torchvision_logits
 from tests.support.sources import FixedSource
-from toolkit.data.dataset import data_identity, find_data
+from toolkit.data.dataset import find_data, identify_data
 from toolkit.data.images import Images
 from toolkit.data.split import split_images
 from toolkit.errors import ToolkitError
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 def checkpoint_for(source, *, model: str, val_size: int) -> Checkpoint:
     weights = randomize(build_model(model)).state_dict()
     recipe = {"run": {"val_size": val_size}}
-    identity = data_identity(source.name, source.train())
+    identity = identify_data(source.name, source.train())
     return Checkpoint(model, {}, source.class_names, recipe, identity, 3, 0.5, weights)
 
 

@@ -15,7 +15,7 @@ from torchvision import transforms
 from models import MODELS, ResNet, build_model
 from tests.support.sources import FixedSource
 from toolkit.data.cifar import MEAN, STD
-from toolkit.data.dataset import data_identity
+from toolkit.data.dataset import identify_data
 from toolkit.data.images import Images
 from toolkit.runs.checkpoint import Checkpoint, save_checkpoint
 
@@ -88,7 +88,7 @@ def write_checkpoint(path: Path, network: ResNet, source: FixedSource, *, model:
         model_args={},
         class_names=source.class_names,
         recipe=RECIPE,
-        data=data_identity(source.name, source.train()),
+        data=identify_data(source.name, source.train()),
         epoch=3,
         val_accuracy=0.625,
         weights=network.state_dict(),

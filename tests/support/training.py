@@ -111,18 +111,18 @@ def losses_of(step, *, steps=6, size=8, seed=1, crop_size=32):
 
 
 class FakeGraphs:
-    """A recorder without a GPU: it keeps the step and runs it at each replay, after `before_replay`."""
+    """Captures without a GPU: it keeps the step and runs it at each replay, after `before_replay`."""
 
     def __init__(self, *, fails: bool = False, before_replay=lambda: None, repeats: int = 1) -> None:
         self.fails, self.before_replay, self.repeats = fails, before_replay, repeats
-        self.eager_steps, self.recordings, self.replays = 0, 0, 0
+        self.eager_steps, self.captures, self.replays = 0, 0, 0
 
     def run(self, work):
         self.eager_steps += 1
         work()
 
-    def record(self, work):
-        self.recordings += 1
+    def capture(self, work):
+        self.captures += 1
         if self.fails:
             raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
 
@@ -137,5 +137,5 @@ class FakeGraphs:
 
 def captured(step, graphs, notes=None):
     """The step with a stand-in for CUDA graphs."""
-    step._captured = step._capture(graphs, ([] if notes is None else notes).append)
+    step._captured = step._make_captured_step(graphs, ([] if notes is None else notes).append)
     return step

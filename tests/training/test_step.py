@@ -1,4 +1,4 @@
-"""Eager and captured steps, and the check that rejects recordings which differ from the eager step."""
+"""Eager and captured steps, and the check that rejects captures which differ from the eager step."""
 
 import copy
 
@@ -14,7 +14,7 @@ from toolkit.training.trainer import train
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-CHECKS = 2  # replays and eager steps that the check of one recording makes
+CHECKS = 2  # replays and eager steps that the check of one captured graph makes
 
 
 def test_captured_steps_give_the_eager_losses_and_warm_up_counts_as_training():
@@ -22,19 +22,19 @@ def test_captured_steps_give_the_eager_losses_and_warm_up_counts_as_training():
     expected = losses_of(make_step())
     assert losses_of(captured(make_step(), graphs)) == expected
     assert expected[0] != expected[-1]
-    assert (graphs.eager_steps, graphs.recordings) == (WARM_UP_STEPS + CHECKS, 1)
+    assert (graphs.eager_steps, graphs.captures) == (WARM_UP_STEPS + CHECKS, 1)
     assert graphs.replays == 6 - WARM_UP_STEPS + CHECKS
 
 
-def test_one_recording_a_crop_size_and_a_partial_batch_runs_eagerly():
+def test_one_capture_per_crop_size_and_a_partial_batch_runs_eagerly():
     graphs = FakeGraphs()
     step = captured(make_step(), graphs)
     for crop_size in (24, 32, 24, 32):
         losses_of(step, crop_size=crop_size)
-    assert (graphs.recordings, graphs.eager_steps) == (2, 2 * (WARM_UP_STEPS + CHECKS))
+    assert (graphs.captures, graphs.eager_steps) == (2, 2 * (WARM_UP_STEPS + CHECKS))
     assert set(step._captured.replays) == {24, 32}
     losses_of(step, steps=2, size=5)
-    assert (graphs.recordings, graphs.eager_steps) == (2, 2 * (WARM_UP_STEPS + CHECKS) + 2)
+    assert (graphs.captures, graphs.eager_steps) == (2, 2 * (WARM_UP_STEPS + CHECKS) + 2)
 
 
 def test_every_replay_draws_anew_and_uses_the_rate_of_its_step():
@@ -53,11 +53,11 @@ def test_every_replay_draws_anew_and_uses_the_rate_of_its_step():
     assert not torch.equal(before["0.weight"], step.network.state_dict()["0.weight"])
 
 
-def test_steps_are_eager_where_recording_fails_with_one_note():
+def test_steps_are_eager_where_capturing_fails_with_one_note():
     notes, graphs = [], FakeGraphs(fails=True)
     step = captured(make_step(), graphs, notes)
     assert losses_of(step) == losses_of(make_step())
-    assert (graphs.recordings, graphs.eager_steps, step.mode) == (1, 6, "eager")
+    assert (graphs.captures, graphs.eager_steps, step.mode) == (1, 6, "eager")
     assert notes == [
         "steps run eagerly, one kernel at a time: they cannot be captured here "
         "(operation not permitted when stream is capturing)"
@@ -101,14 +101,14 @@ CHEATS = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "Muon"])
 @pytest.mark.parametrize("cheat", CHEATS)
-def test_a_recording_that_differs_from_the_eager_step_is_not_used(cheat, optimizer, dtype):
+def test_a_graph_that_differs_from_the_eager_step_is_not_used(cheat, optimizer, dtype):
     notes, options = [], {"recipe": {"optimizer": optimizer}, "augmentation": {"mixup_alpha": 0.2}, "dtype": dtype}
     step = make_step(**options)
     losses = losses_of(captured(step, cheat(step), notes))
     assert len(notes) == 1
     assert notes[0].startswith("steps run eagerly, one kernel at a time: a replay differed from the eager step")
     expected = make_step(**options)
-    assert losses == losses_of(expected)  # neither the check nor the recording left a trace
+    assert losses == losses_of(expected)  # neither the check nor the capture left a trace
     assert all(map(torch.equal, step._state(), expected._state()))
     assert step.mode == "eager"
 
@@ -167,7 +167,7 @@ def test_on_cuda_replays_draw_what_eager_steps_draw():
 
 
 @needs_cuda
-def test_on_cuda_a_failed_recording_leaves_the_eager_step_intact(monkeypatch):
+def test_on_cuda_a_failed_capture_leaves_the_eager_step_intact(monkeypatch):
     notes = []
     step = make_step(device="cuda", augmentation={"mixup_alpha": 0.2}, mode="graph", note=notes.append)
     update = step._update

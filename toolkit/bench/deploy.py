@@ -65,7 +65,7 @@ def bench_deploy(
     start, batch_sizes = time.monotonic(), tuple(batch_sizes)
     if wrong := [size for size in batch_sizes if not 1 <= size <= MAX_BATCH]:
         raise UsageError(f"a batch has 1 to {MAX_BATCH} images, not {wrong[0]}")
-    sides, notes = find_sides(models or [SHIPPED_MODEL], checkpoint, quick=quick)
+    sides, notes = list_sides(models or [SHIPPED_MODEL], checkpoint, quick=quick)
     accuracies: dict[str, float] = {}
     if not quick:
         accuracies, more_notes = measure_accuracies(sides, data, progress, skip_damaged=skip_damaged)
@@ -99,7 +99,7 @@ def _add_file_figures(result: Result, accuracies: dict[str, float]) -> Result:
     return replace(result, figures=figures)
 
 
-def find_sides(models: Sequence[Path], checkpoint: Path | None, *, quick: bool = False) -> tuple[list[Side], list[str]]:
+def list_sides(models: Sequence[Path], checkpoint: Path | None, *, quick: bool = False) -> tuple[list[Side], list[str]]:
     """List the sides that this machine can run, and the reasons why others cannot run.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.bench.worker import Subject, peak_memory, resident_memory, run_worker
+from toolkit.bench.worker import Workload, read_peak_memory, read_resident_memory, run_worker
 
 WARM_UP_CALLS = 2  # untimed, at each new batch size: compilation and the first allocations
 MIN_CALLS = 3  # per round, however slow
@@ -18,10 +18,10 @@ MIN_CALLS = 3  # per round, however slow
 Call = Callable[[np.ndarray[Any, Any]], Any]  # uint8 (N, 32, 32, 3) -> logits and probabilities
 
 
-def prepare(options: dict[str, Any]) -> Subject:
+def prepare(options: dict[str, Any]) -> Workload:
     """Open the model `options["file"]`."""
     open_model = OPENERS[options["kind"]](options)  # imports the library; the model is not open yet
-    before = resident_memory()
+    before = read_resident_memory()
     begin = time.perf_counter()
     call = open_model()
     start_seconds = time.perf_counter() - begin
@@ -37,10 +37,10 @@ def prepare(options: dict[str, Any]) -> Subject:
         return {"images_per_second": speed, "milliseconds": milliseconds}
 
     def memory() -> int | None:
-        peak = peak_memory()
+        peak = read_peak_memory()
         return None if peak is None or before is None else peak - before
 
-    return Subject(run_round, memory, start_seconds=start_seconds)
+    return Workload(run_round, memory, start_seconds=start_seconds)
 
 
 def time_calls(call: Call, images: np.ndarray[Any, Any], seconds: float) -> list[float]:
@@ -77,10 +77,10 @@ def import_torch(options: dict[str, Any]) -> Callable[[], Call]:
     import torch
 
     from toolkit.deploy.export import DeployedNetwork
-    from toolkit.device import use_available_cores
+    from toolkit.device import limit_threads
     from toolkit.runs.checkpoint import load_checkpoint
 
-    use_available_cores()
+    limit_threads()
     device = torch.device(options["place"])
 
     def start() -> Call:

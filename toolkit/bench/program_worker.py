@@ -11,11 +11,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from toolkit.bench.worker import USAGE_UNIT, Subject, run_worker
+from toolkit.bench.worker import USAGE_UNIT, Workload, run_worker
 from toolkit.errors import ToolkitError
 
 
-def prepare(options: dict[str, Any]) -> Subject:
+def prepare(options: dict[str, Any]) -> Workload:
     """`options["command"]` handles `options["pictures"]` pictures; `options["warm_up"]` runs it once untimed."""
     peaks: list[int] = []
 
@@ -26,7 +26,7 @@ def prepare(options: dict[str, Any]) -> Subject:
 
     if options["warm_up"]:  # the first run reads its libraries from the disk
         run_program(options["command"])
-    return Subject(run_round, memory=lambda: max(peaks, default=None))
+    return Workload(run_round, memory=lambda: max(peaks, default=None))
 
 
 def run_program(command: Sequence[str]) -> tuple[float, int | None]:

@@ -59,7 +59,7 @@ def bench_train(
     results: list[Result] = []
     for batch_size in batch_sizes:
         found = measure(
-            find_sides(chosen, batch_size, images=images),
+            list_sides(chosen, batch_size, images=images),
             [batch_size],
             rounds=QUICK_ROUNDS if quick else ROUNDS,
             seconds=QUICK_SECONDS if quick else SECONDS.get(chosen.type, 4.0),
@@ -78,7 +78,7 @@ def bench_train(
     )
 
 
-def find_sides(device: torch.device, batch_size: int, *, images: int = IMAGES) -> list[Side]:
+def list_sides(device: torch.device, batch_size: int, *, images: int = IMAGES) -> list[Side]:
     """The sides of a device: the conventional loop, then the toolkit's steps from the plainest on."""
 
     def side(step: str, precision: str, *, keeps_freed_memory: bool = True) -> Side:

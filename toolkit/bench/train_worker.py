@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from models import build_model
-from toolkit.bench.worker import Subject, peak_memory, run_worker
+from toolkit.bench.worker import Workload, read_peak_memory, run_worker
 
 CLASSES = 10
 WARM_UP_STEPS = 5  # not in the timings: warm-up and graph capture
@@ -48,7 +48,7 @@ class Trainer:
 
 def make_toolkit_trainer(options: dict[str, Any]) -> Trainer:
     """The toolkit's step, driven as `toolkit.training.trainer` does."""
-    from toolkit.device import keep_freed_memory, let_cudnn_choose, use_available_cores
+    from toolkit.device import enable_cudnn_benchmark, keep_freed_memory, limit_threads
     from toolkit.recipes.recipe import Recipe
     from toolkit.training.augment import pad
     from toolkit.training.optimizers import make_optimizer
@@ -56,9 +56,9 @@ def make_toolkit_trainer(options: dict[str, Any]) -> Trainer:
 
     if options["keeps_freed_memory"]:
         keep_freed_memory()
-    use_available_cores()
+    limit_threads()
     device = torch.device(options["device"])
-    let_cudnn_choose(device)
+    enable_cudnn_benchmark(device)
     recipe = Recipe.from_dict(  # no mixup: the conventional loop has none
         {"batch_size": options["batch_size"], "data_augmentation": {"mixup_alpha": 0.0}}
     )
@@ -130,7 +130,7 @@ def make_conventional_trainer(options: dict[str, Any]) -> Trainer:
     return Trainer(step, wait=lambda: loss.item(), prefetched=2 * options["workers"])
 
 
-def prepare(options: dict[str, Any]) -> Subject:
+def prepare(options: dict[str, Any]) -> Workload:
     """Build the trainer and take the first steps."""
     make_trainer = make_conventional_trainer if options["step"] == "conventional" else make_toolkit_trainer
     trainer = make_trainer(options)
@@ -147,10 +147,10 @@ def prepare(options: dict[str, Any]) -> Subject:
 
     def memory() -> int | None:
         on_gpu = options["device"].startswith("cuda")
-        return torch.cuda.max_memory_allocated(options["device"]) if on_gpu else peak_memory()
+        return torch.cuda.max_memory_allocated(options["device"]) if on_gpu else read_peak_memory()
 
     figures = {"first_steps_seconds": first_steps}
-    return Subject(run_round, memory, start_seconds=start_seconds, figures=figures, note="; ".join(trainer.notes))
+    return Workload(run_round, memory, start_seconds=start_seconds, figures=figures, note="; ".join(trainer.notes))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from toolkit.errors import ToolkitError, first_line
 
 
 @dataclass(frozen=True)
-class Subject:
+class Workload:
     """What a worker process measures, ready to be timed.
 
     Attributes:
@@ -32,7 +32,7 @@ class Subject:
     note: str = ""
 
 
-def run_worker(prepare: Callable[[dict[str, Any]], Subject]) -> None:
+def run_worker(prepare: Callable[[dict[str, Any]], Workload]) -> None:
     """Prepare a subject with the options from `toolkit.bench.harness.Worker`, and time it for each order.
 
     Send an answer when the subject is ready, after each order, and at the end of the orders. On an exception, answer
@@ -59,7 +59,7 @@ def run_worker(prepare: Callable[[dict[str, Any]], Subject]) -> None:
         sys.exit(1)
 
 
-def resident_memory() -> int | None:
+def read_resident_memory() -> int | None:
     """Resident memory of this process, in bytes; None on systems other than Linux."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -67,7 +67,7 @@ def resident_memory() -> int | None:
         return None
 
 
-def peak_memory() -> int | None:
+def read_peak_memory() -> int | None:
     """Largest resident memory of this process so far, in bytes; None on Windows.
 
     On Linux it is read from /proc: `getrusage` also counts the memory of the process that started this one.

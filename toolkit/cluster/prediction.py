@@ -136,7 +136,7 @@ def _run_parts(
 ) -> None:
     numbers = [number for number in range(len(plan.offsets)) if number not in finished]
     pictures = {_job_name(number): _count_pictures(plan, number) for number in numbers}
-    jobs = (part_job(folder, plan, number, batch_size=batch_size) for number in numbers)
+    jobs = (make_part_job(folder, plan, number, batch_size=batch_size) for number in numbers)
     failures: list[Outcome] = []
     done = sum(_count_pictures(plan, number) for number in finished)
     progress(done, plan.pictures)
@@ -169,7 +169,7 @@ def _job_name(number: int) -> str:
     return f"part {number}"
 
 
-def part_job(folder: PartsFolder, plan: Plan, number: int, *, batch_size: int = BATCH_SIZE) -> Job:
+def make_part_job(folder: PartsFolder, plan: Plan, number: int, *, batch_size: int = BATCH_SIZE) -> Job:
     """Build the job that predicts one part."""
     arguments = {
         "folder": str(folder.path),

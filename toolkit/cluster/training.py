@@ -61,7 +61,7 @@ def train_seeds(
     Raises:
         ToolkitError: some runs failed; the others are finished.
     """
-    jobs = [seed_job(run, source=source, options=options) for run in runs]
+    jobs = [make_seed_job(run, source=source, options=options) for run in runs]
     epochs = sum(run.read_recipe().epochs for run in runs)
     failures: list[Outcome] = []
 
@@ -82,7 +82,7 @@ def train_seeds(
         )
 
 
-def seed_job(run: RunFolder, *, source: DataSource, options: LaunchOptions) -> Job:
+def make_seed_job(run: RunFolder, *, source: DataSource, options: LaunchOptions) -> Job:
     """The job that trains one seed."""
     arguments = {
         "run": str(run.path.resolve()),

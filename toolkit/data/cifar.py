@@ -126,7 +126,7 @@ def fetch_cifar(which: Cifar, folder: Path, *, progress: DownloadProgress = igno
         ToolkitError: every source failed, or the folder is not writable.
     """
     try:
-        fetch(which.archive, folder_that_holds(which, folder), progress=progress)
+        fetch(which.archive, find_parent_folder(which, folder), progress=progress)
     except ToolkitError as error:
         raise ToolkitError(
             f"{error}. To provide the data by hand, download {Path(which.archive.urls[0]).name}, unpack it, "
@@ -163,7 +163,7 @@ def read_cifar(which: Cifar, folder: Path, *, train: bool) -> Images:
     return Images(images=torch.from_numpy(images), labels=torch.from_numpy(labels))
 
 
-def folder_that_holds(which: Cifar, folder: Path) -> Path:
+def find_parent_folder(which: Cifar, folder: Path) -> Path:
     """Return `folder` as an absolute path, or its parent if `folder` is the archive's folder itself."""
     folder, name = Path(os.path.abspath(folder.expanduser())), which.archive.folder
     if folder.name == name and not (folder / name).is_dir():

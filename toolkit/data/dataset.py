@@ -16,7 +16,7 @@ from PIL import Image
 
 from toolkit.data import cifar, synthetic
 from toolkit.data.csv_file import list_csv
-from toolkit.data.download import DownloadProgress, state_of_files
+from toolkit.data.download import DownloadProgress, check_files
 from toolkit.data.folder import LAYOUT, list_folder
 from toolkit.data.images import Images
 from toolkit.data.picture_set import Findings, PictureSet, load_picture_set
@@ -117,7 +117,7 @@ class DataStatus:
         name: as of `DataSource`.
         chosen_by: "--data", "$CIFAR_DATA" or "the cache folder".
         folder: as of `DataSource`; of CIFAR, also where the files are missing.
-        files: the state of each file of CIFAR (see `toolkit.data.download.state_of_files`); empty for other data.
+        files: the state of each file of CIFAR (see `toolkit.data.download.check_files`); empty for other data.
         train_count, test_count: the number of images; 0 where a file is missing or damaged; None for a folder or CSV
             file, whose pictures have to be decoded first (`toolkit.data.report`).
     """
@@ -141,7 +141,7 @@ class DataStatus:
 FindData = Callable[[Mapping[str, str]], DataSource]  # from the identity that a model records; may fetch the data
 
 
-def cache_folder() -> Path:
+def find_cache_folder() -> Path:
     """The default folder for downloaded and decoded data: `cifar` in the platform's cache folder."""
     if folder := os.environ.get("XDG_CACHE_HOME"):
         return Path(folder) / "cifar"
@@ -182,7 +182,7 @@ def find_data(
         listing = list_folder(location.path) if location.path.is_dir() else list_csv(location.path)
         load = functools.cache(
             lambda: load_picture_set(
-                listing, cache_folder() / PICTURES, skip_damaged=skip_damaged, on_progress=on_pictures, note=note
+                listing, find_cache_folder() / PICTURES, skip_damaged=skip_damaged, on_progress=on_pictures, note=note
             )
         )
         return PictureSource(
@@ -207,7 +207,7 @@ def find_data(
     return DataSource(name=dataset.name, folder=location.path, class_names=dataset.class_names)
 
 
-def name_of_data(data: str | None = None) -> str | None:
+def find_data_name(data: str | None = None) -> str | None:
     """Return the name of the data set that `data` or `$CIFAR_DATA` selects; None if neither is set."""
     return _locate(data).name if data or os.environ.get(cifar.VARIABLE) else None
 
@@ -225,7 +225,7 @@ def fetch_data(data: str | None = None, *, progress: DownloadProgress = ignore) 
     cifar.fetch_cifar(cifar.BY_NAME[location.name], location.path, progress=progress)
 
 
-def data_status(data: str | None = None) -> DataStatus:
+def check_data(data: str | None = None) -> DataStatus:
     """Check the files of the data set that `find_data` would use.
 
     Every MD5 of CIFAR is computed, which takes about a second; the pictures of a folder or CSV file are not read.
@@ -237,18 +237,18 @@ def data_status(data: str | None = None) -> DataStatus:
         counts = (synthetic.TRAIN_COUNT, synthetic.TEST_COUNT)
         return DataStatus(location.name, location.chosen_by, location.path, {}, *counts)
     assert location.path is not None
-    files = state_of_files(cifar.BY_NAME[location.name].archive, location.path)
+    files = check_files(cifar.BY_NAME[location.name].archive, location.path)
     complete = set(files.values()) == {"ok"}
     counts = (cifar.TRAIN_COUNT, cifar.TEST_COUNT) if complete else (0, 0)
     return DataStatus(location.name, location.chosen_by, location.path, files, *counts)
 
 
-def data_identity(source_name: str, images: Images) -> dict[str, str]:
-    """The identity of training data in runs and models: the name, and `images_sha256`."""
-    return {"name": source_name, "train_sha256": images_sha256(images)}
+def identify_data(source_name: str, images: Images) -> dict[str, str]:
+    """The identity of training data in runs and models: the name, and `hash_images`."""
+    return {"name": source_name, "train_sha256": hash_images(images)}
 
 
-def images_sha256(images: Images) -> str:
+def hash_images(images: Images) -> str:
     """SHA-256 over the images and the labels; labels as little-endian int64, so it is the same on every machine."""
     digest = hashlib.sha256(images.images.cpu().contiguous().numpy().data)
     digest.update(images.labels.cpu().numpy().astype("<i8").data)
@@ -260,7 +260,7 @@ def require_same_data(trained_on: dict[str, str], present: dict[str, str], *, wh
 
     Args:
         trained_on: the identity recorded in the model or run.
-        present: `data_identity` of the data.
+        present: `identify_data` of the data.
         what: the name of the model or run, for the message.
 
     Raises:
@@ -326,26 +326,26 @@ def _locate(data: str | None) -> _Location:
     for value, chosen_by in [(data, "--data"), (variable, f"${cifar.VARIABLE}")]:
         if value:
             return _interpret(value, chosen_by)
-    return _Location(cifar.CIFAR10.name, cache_folder(), _CACHE)
+    return _Location(cifar.CIFAR10.name, find_cache_folder(), _CACHE)
 
 
 def _locate_cifar(dataset: cifar.Cifar, variable: str | None) -> _Location:
     """Locate `dataset` in the folder of `$CIFAR_DATA` if that holds it, else in the cache folder."""
     if variable and variable != DEMO and variable not in cifar.BY_NAME:
-        folder = cifar.folder_that_holds(dataset, Path(variable))
+        folder = cifar.find_parent_folder(dataset, Path(variable))
         if (folder / dataset.archive.folder).is_dir():
             return _Location(dataset.name, folder, f"${cifar.VARIABLE}")
-    return _Location(dataset.name, cache_folder(), _CACHE)
+    return _Location(dataset.name, find_cache_folder(), _CACHE)
 
 
 def _interpret(value: str, chosen_by: str) -> _Location:
     if value == DEMO:
         return _Location(DEMO, None, chosen_by)
     if value in cifar.BY_NAME:
-        return _Location(value, cache_folder(), _CACHE)
+        return _Location(value, find_cache_folder(), _CACHE)
     path = Path(os.path.abspath(Path(value).expanduser()))
     for dataset in cifar.BY_NAME.values():
-        folder = cifar.folder_that_holds(dataset, path)
+        folder = cifar.find_parent_folder(dataset, path)
         if (folder / dataset.archive.folder).is_dir():
             return _Location(dataset.name, folder, chosen_by)
     if path.suffix.lower() == ".csv" or (path.is_dir() and _has_entries(path)):

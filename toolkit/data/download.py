@@ -103,7 +103,7 @@ def fetch(
         raise ToolkitError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
-def state_of_files(archive: Archive, folder: Path) -> dict[str, str]:
+def check_files(archive: Archive, folder: Path) -> dict[str, str]:
     """The state of each of the archive's files: "ok", "damaged" (another MD5), "missing" or "unreadable"."""
     return {name: _state(folder / archive.folder / name, md5) for name, md5 in archive.files.items()}
 
@@ -258,7 +258,7 @@ def _unpack(archive: Archive, path: Path, folder: Path) -> None:
                     with source, (unpacked / member.name).open("wb") as file:
                         shutil.copyfileobj(source, file)
         if not _is_complete(archive, unpacked):
-            raise ToolkitError(f"the archive lacks files or has damaged ones: {state_of_files(archive, unpacked)}")
+            raise ToolkitError(f"the archive lacks files or has damaged ones: {check_files(archive, unpacked)}")
         if not place.exists():
             (unpacked / archive.folder).rename(place)
         else:  # some of its files are damaged or missing
@@ -269,7 +269,7 @@ def _unpack(archive: Archive, path: Path, folder: Path) -> None:
 
 
 def _is_complete(archive: Archive, folder: Path) -> bool:
-    return all(state == "ok" for state in state_of_files(archive, folder).values())
+    return all(state == "ok" for state in check_files(archive, folder).values())
 
 
 def _length(path: Path) -> int:

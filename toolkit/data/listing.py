@@ -92,7 +92,7 @@ def make_listing(
             pictures, or no test pictures.
     """
     files, problems = sorted(files, key=lambda file: file.path), tuple(problems)
-    names = sorted({file.class_name for file in files if file.split in (TRAIN, UNSPLIT)}, key=natural_order)
+    names = sorted({file.class_name for file in files if file.split in (TRAIN, UNSPLIT)}, key=natural_sort_key)
     try:
         _check_classes(root, names, files)
     except ToolkitError as error:
@@ -117,7 +117,7 @@ def make_listing(
     )
 
 
-def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
+def natural_sort_key(name: str) -> tuple[list[tuple[int, str]], str]:
     """A sort key that compares digits as numbers: class2 before class10."""
     parts = re.split(r"([0-9]+)", name.casefold())
     return [(int(part), "") if part.isdigit() and part.isascii() else (-1, part) for part in parts], name
@@ -157,7 +157,7 @@ def _check_classes(root: Path, names: list[str], files: Sequence[ListedFile]) ->
             f"{len(names):,} found{': ' if names else ''}{found}"
         )
     known = set(names)
-    unknown = sorted({file.class_name for file in files} - known, key=natural_order)
+    unknown = sorted({file.class_name for file in files} - known, key=natural_sort_key)
     if unknown:
         example = next(file for file in files if file.class_name == unknown[0])
         raise ToolkitError(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.dataset import DataStatus, data_status, fetch_data, find_data, write_samples
+from toolkit.data.dataset import DataStatus, check_data, fetch_data, find_data, write_samples
 from toolkit.data.download import DownloadProgress
 from toolkit.data.report import DataReport, draw_contact_sheet, report_data
 from toolkit.errors import ToolkitError
@@ -73,7 +73,7 @@ def inspect_data(
         require_writable(sheet, suffix=".png")
     if fetch:
         fetch_data(data, progress=progress)
-    status = data_status(data)
+    status = check_data(data)
     if not status.complete:
         return DataOverview(data, status)
     source = find_data(data, fetch=False, skip_damaged=skip_damaged, on_pictures=on_pictures, note=note)

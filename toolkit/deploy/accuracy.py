@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from toolkit.errors import UsageError
 
 # CIFAR-10: 9,100 of the 10,000 test images. The synthetic pictures (demo) are easier.
-FLOORS = {"cifar10": 0.91, "demo": 0.91}
+DEFAULT_MIN_ACCURACY = {"cifar10": 0.91, "demo": 0.91}
 
 _Z = 1.959963984540054  # of the normal distribution, two-sided 95%
 
 
-def choose_floor(min_accuracy: float | None, *, data: str, val_accuracy: float | None) -> float:
+def choose_min_accuracy(min_accuracy: float | None, *, data: str, val_accuracy: float | None) -> float:
     """Return the required accuracy in (0, 1]: `min_accuracy` if given, else the default of the data set.
 
     Args:
@@ -26,15 +26,15 @@ def choose_floor(min_accuracy: float | None, *, data: str, val_accuracy: float |
     """
     if min_accuracy is not None:
         return min_accuracy
-    if data in FLOORS:
-        return FLOORS[data]
+    if data in DEFAULT_MIN_ACCURACY:
+        return DEFAULT_MIN_ACCURACY[data]
     known = "" if val_accuracy is None else f"; the validation accuracy of this model is {val_accuracy:.4f}"
     raise UsageError(
         f"{data} has no default for the required accuracy{known}: give --min-accuracy, such as --min-accuracy 0.8"
     )
 
 
-def wilson_interval(correct: int, images: int) -> tuple[float, float]:
+def compute_wilson_interval(correct: int, images: int) -> tuple[float, float]:
     """Return the 95% confidence interval of an accuracy, in [0, 1]; `images` must be at least 1.
 
     Source: E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference" (1927). Unlike the

@@ -12,7 +12,7 @@ from toolkit.data.channels import CIFAR10_STATISTICS, ChannelStatistics
 from toolkit.data.dataset import DataSource, FindData
 from toolkit.data.images import Images
 from toolkit.deploy import graph, quantize
-from toolkit.deploy.accuracy import choose_floor
+from toolkit.deploy.accuracy import choose_min_accuracy
 from toolkit.deploy.gate import Gate, GateProvider, check_arguments
 from toolkit.deploy.graph import InputFormat, Precision
 from toolkit.deploy.metadata import build_metadata, write_metadata
@@ -51,7 +51,8 @@ def export_onnx(
         output: the ONNX file; an existing file is replaced if the model passes, and untouched if not.
         data: the data set that the checkpoint was trained on, or a function that finds it, called after all other
             arguments were checked.
-        min_accuracy: required accuracy on the test set, in (0, 1]; None for that of the data set (`FLOORS`).
+        min_accuracy: required accuracy on the test set, in (0, 1]; by default that of the data set
+            (`DEFAULT_MIN_ACCURACY`).
         precision: number format of the network.
         target: hardware that an int8 model is quantized for.
         input_format: "uint8-nhwc", uint8 (batch, 32, 32, 3), "float-nchw", float32 (batch, 3, 32, 32) in [0, 1], or
@@ -65,7 +66,7 @@ def export_onnx(
 
     Raises:
         Rejected: the model did not pass the gate.
-        UsageError: an argument is invalid, or the data set is not in `FLOORS`.
+        UsageError: an argument is invalid, or the data set is not in `DEFAULT_MIN_ACCURACY`.
         ToolkitError: the checkpoint cannot be read or was trained on other data, or the file cannot be written.
     """
     check_arguments(min_accuracy=min_accuracy, provider=provider)
@@ -76,7 +77,7 @@ def export_onnx(
     require_writable(output)
     trained = load_checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     name = data.name if isinstance(data, DataSource) else trained.data.get("name", "")
-    min_accuracy = choose_floor(min_accuracy, data=name, val_accuracy=trained.val_accuracy)
+    min_accuracy = choose_min_accuracy(min_accuracy, data=name, val_accuracy=trained.val_accuracy)
     source = data if isinstance(data, DataSource) else data(trained.data)
     reference = prepare_reference(source, trained, note=note)
     model, calibration = build_onnx_model(
@@ -155,7 +156,7 @@ def build_onnx_model(
     if precision == "fp16":
         model = quantize.to_fp16(model)
     elif precision == "int8":
-        images = quantize.calibration_images(train)
+        images = quantize.choose_calibration_images(train)
         note(f"calibrating int8 on {len(images):,} training images")
         model, calibration = quantize.to_int8(model, images, target=target)
     return prepend_picture_input(model) if takes_picture else model, calibration

@@ -24,10 +24,10 @@ from onnx import ModelProto
 from toolkit.data import synthetic
 from toolkit.data.cifar import TEST_COUNT
 from toolkit.deploy import graph
-from toolkit.deploy.accuracy import macro_accuracy, wilson_interval
+from toolkit.deploy.accuracy import compute_wilson_interval, macro_accuracy
 from toolkit.deploy.batches import draw_batches
 from toolkit.deploy.comparison import find_difference
-from toolkit.deploy.metadata import find_mismatches, read_metadata, required_correct, unverified_keys
+from toolkit.deploy.metadata import find_mismatches, find_unverified_keys, read_metadata, required_correct
 from toolkit.deploy.odd_pictures import draw_pictures
 from toolkit.deploy.picture_input import expose_pixels
 from toolkit.deploy.pixel_check import LEVEL_LIMIT, PICTURE_LOGIT_LIMIT, compare_pixels
@@ -172,12 +172,12 @@ class Gate:
             read_metadata(self.model),
             self.figures,
             reference,
-            logit_slack=self.tolerances.logit_difference or 0.0,
-            image_slack=self._image_slack(),
+            logit_tolerance=self.tolerances.logit_difference or 0.0,
+            image_tolerance=self._image_slack(),
         )
         limit = "every key present, with the computed value"
         self._require(not found, "metadata", found="; ".join(found[:3]) or "as computed", limit=limit)
-        unverified = unverified_keys(read_metadata(self.model), with_checkpoint=reference.checkpoint is not None)
+        unverified = find_unverified_keys(read_metadata(self.model), with_checkpoint=reference.checkpoint is not None)
         self._report_only("metadata not checked", ", ".join(unverified), "nothing to compare with")
 
     def _record(self, **figures: Any) -> None:
@@ -365,7 +365,7 @@ class Gate:
             reason = ", the near ties" if points is None else f" ({float(points):g} points)"
             found = f"{correct:,} right, and {self.figures.reference_correct:,} by PyTorch"
             self._require(lost <= allowed, "accuracy lost", found=found, limit=f"at most {allowed:,} fewer{reason}")
-        low, high = wilson_interval(correct, images)
+        low, high = compute_wilson_interval(correct, images)
         self._record(test_accuracy_interval=(low, high), test_macro_accuracy=macro)
         self._report_only("accuracy, 95% interval", f"{low:.2%} to {high:.2%}", f"reported (Wilson, {images:,} images)")
         self._report_only("macro accuracy", f"{macro:.2%}", "reported (mean over classes)")

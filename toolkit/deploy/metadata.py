@@ -76,7 +76,7 @@ def build_metadata(
 
 
 def find_mismatches(
-    metadata: Mapping[str, str], figures: Figures, reference: Reference, *, logit_slack: float, image_slack: int
+    metadata: Mapping[str, str], figures: Figures, reference: Reference, *, logit_tolerance: float, image_tolerance: int
 ) -> list[str]:
     """List the keys that are missing, unknown, or differ from the gate's figures.
 
@@ -84,8 +84,8 @@ def find_mismatches(
         metadata: from `read_metadata`.
         figures: from the gate.
         reference: the data behind the figures.
-        logit_slack: how much the largest logit difference may vary from machine to machine.
-        image_slack: how many test images may change their label from machine to machine.
+        logit_tolerance: how much the largest logit difference may vary from machine to machine.
+        image_tolerance: how many test images may change their label from machine to machine.
     """
     required = _required_keys(figures)
     found = [f"{METADATA_PREFIX}{key} is missing" for key in sorted(required - metadata.keys())]
@@ -96,7 +96,7 @@ def find_mismatches(
     exact = FROM_DATA + FROM_CHECKPOINT if reference.checkpoint else FROM_DATA
     found = [_mismatch(key, metadata[key], computed[key]) for key in exact if metadata[key] != computed[key]]
     count, images = _parse_count(metadata["test_correct"]), figures.test_images or 1
-    if not abs(count - (figures.test_correct or 0)) <= image_slack:
+    if not abs(count - (figures.test_correct or 0)) <= image_tolerance:
         found.append(_mismatch("test_correct", metadata["test_correct"], computed["test_correct"]))
     elif metadata["test_accuracy"] != format_accuracy(int(count), images):
         found.append(_mismatch("test_accuracy", metadata["test_accuracy"], format_accuracy(int(count), images)))
@@ -104,7 +104,7 @@ def find_mismatches(
     if not (0 < floor <= 1 and required_correct(floor, images) <= count):
         found.append(_mismatch("min_accuracy", metadata["min_accuracy"], f"accuracy {computed['test_accuracy']}"))
     if reference.checkpoint:
-        slacks = {"parity_max_logit_difference": logit_slack, "parity_differing_labels": image_slack}
+        slacks = {"parity_max_logit_difference": logit_tolerance, "parity_differing_labels": image_tolerance}
         for key, slack in slacks.items():
             if not _is_close(_parse_number(metadata[key]), float(computed[key]), slack):
                 found.append(_mismatch(key, metadata[key], computed[key]))
@@ -120,7 +120,7 @@ def _required_keys(figures: Figures) -> set[str]:
     return keys
 
 
-def unverified_keys(metadata: Mapping[str, str], *, with_checkpoint: bool) -> tuple[str, ...]:
+def find_unverified_keys(metadata: Mapping[str, str], *, with_checkpoint: bool) -> tuple[str, ...]:
     """Return the keys that the gate cannot check; with a checkpoint, they only describe how the file was made."""
     keys: tuple[str, ...] = ("toolkit_version", DATE, CALIBRATION, RUNTIMES)
     if not with_checkpoint:

@@ -138,7 +138,7 @@ def detect_target(model: ModelProto) -> Target:
     return "gpu" if signed else "cpu"
 
 
-def calibration_images(
+def choose_calibration_images(
     train: Images, *, count: int = CALIBRATION_COUNT, seed: int = CALIBRATION_SEED
 ) -> NDArray[np.uint8]:
     """Choose at most `count` training images by `seed`: uint8 (count, 32, 32, 3)."""

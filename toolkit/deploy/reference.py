@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import transforms
 
-from toolkit.data.dataset import DataSource, data_identity, images_sha256, require_same_data
+from toolkit.data.dataset import DataSource, hash_images, identify_data, require_same_data
 from toolkit.data.images import Images
 from toolkit.reporting import Note
 from toolkit.runs.checkpoint import Checkpoint
@@ -28,7 +28,7 @@ class Reference:
         name: of the data source.
         class_names: one name per label, in order.
         train: the training images.
-        data: identity of the training images (`data_identity`).
+        data: identity of the training images (`identify_data`).
         test_sha256: over the bytes of the test images and of their labels.
         images: uint8 (RANDOM_COUNT + N, 32, 32, 3), RGB: the random images, then the whole test set.
         labels: int64 (N,), of the test images.
@@ -54,7 +54,7 @@ def prepare_reference(data: DataSource, checkpoint: Checkpoint | None, *, note: 
         ToolkitError: the checkpoint was trained on other data than `data`.
     """
     train = data.train()
-    identity = data_identity(data.name, train)
+    identity = identify_data(data.name, train)
     if checkpoint:
         require_same_data(checkpoint.data, identity, what="the checkpoint")
     test = data.test()
@@ -68,7 +68,7 @@ def prepare_reference(data: DataSource, checkpoint: Checkpoint | None, *, note: 
         class_names=data.class_names,
         train=train,
         data=identity,
-        test_sha256=images_sha256(test),
+        test_sha256=hash_images(test),
         images=images,
         labels=test.labels.numpy(),
         checkpoint=checkpoint,

@@ -7,7 +7,7 @@ from onnx import ModelProto
 from toolkit.data.dataset import DataSource, FindData, require_same_data
 from toolkit.data.images import Images
 from toolkit.deploy import graph, quantize
-from toolkit.deploy.accuracy import choose_floor
+from toolkit.deploy.accuracy import choose_min_accuracy
 from toolkit.deploy.export import build_onnx_model
 from toolkit.deploy.gate import Gate, GateProvider, check_arguments
 from toolkit.deploy.metadata import read_data_identity
@@ -35,13 +35,14 @@ def verify(
             gate reads the whole test set.
         checkpoint: the checkpoint that the model was exported from; without it, neither the graph nor parity with
             PyTorch is checked.
-        min_accuracy: required accuracy on the test set, in (0, 1]; None for that of the data set (`FLOORS`).
+        min_accuracy: required accuracy on the test set, in (0, 1]; by default that of the data set
+            (`DEFAULT_MIN_ACCURACY`).
         provider: the provider on which ONNX Runtime must run the model.
         note: called with a few words at each stage.
 
     Raises:
         Rejected: a check failed; its `report` ends with that check.
-        UsageError: `min_accuracy` or `provider` is invalid, or the data set is not in `FLOORS`.
+        UsageError: `min_accuracy` or `provider` is invalid, or the data set is not in `DEFAULT_MIN_ACCURACY`.
         ToolkitError: no such file, the checkpoint cannot be read or was trained on other data, or ONNX Runtime does
             not run on `provider` here.
     """
@@ -49,7 +50,9 @@ def verify(
     content = read_model_bytes(model)
     trained = load_checkpoint(checkpoint) if checkpoint else None
     source = data if isinstance(data, DataSource) else data(read_data_identity(content))
-    min_accuracy = choose_floor(min_accuracy, data=source.name, val_accuracy=trained.val_accuracy if trained else None)
+    min_accuracy = choose_min_accuracy(
+        min_accuracy, data=source.name, val_accuracy=trained.val_accuracy if trained else None
+    )
     gate = Gate(content, min_accuracy=min_accuracy, provider=provider)
     gate.check_file(source.class_names)
     reference = prepare_reference(source, trained, note=note)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from toolkit.data.dataset import DataSource, data_identity, require_same_data
+from toolkit.data.dataset import DataSource, identify_data, require_same_data
 from toolkit.data.images import Images
 from toolkit.device import choose_device
 from toolkit.errors import ToolkitError, UsageError
@@ -66,7 +66,7 @@ def evaluate(model: Path | Checkpoint | Session, *, source: DataSource, device: 
     if isinstance(model, Path):
         model = load_model(model, device=device)
     what = "the checkpoint" if isinstance(model, Checkpoint) else escape(model.path)
-    require_same_data(read_data_identity(model), data_identity(source.name, source.train()), what=what)
+    require_same_data(read_data_identity(model), identify_data(source.name, source.train()), what=what)
     if isinstance(model, Checkpoint):
         network = model.network().to(choose_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
         test = source.test()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.dataset import DataSource, name_of_data
+from toolkit.data.dataset import DataSource, find_data_name
 from toolkit.errors import UsageError
 from toolkit.evaluation.evaluate import SeedsMetrics, evaluate, evaluate_seeds, load_model, read_data_identity
 from toolkit.evaluation.metrics import Metrics
@@ -76,7 +76,7 @@ def evaluate_target(
         source = find(load_checkpoint(first).data, model=first)
         note(f"Evaluating the {seed_runs.n} seeds in {seed_runs.path} on the test set of {source.name}")
         return evaluate_seeds(seed_runs, source=source, device=device)
-    path = find_checkpoint(target, data=name_of_data(data), root=runs, note=note)
+    path = find_checkpoint(target, data=find_data_name(data), root=runs, note=note)
     model = load_model(path, provider=provider, device=device)
     source = find(read_data_identity(model), model=path)
     note(f"Evaluating {path} on the test set of {source.name}")

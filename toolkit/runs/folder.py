@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from toolkit.errors import ToolkitError, UsageError
-from toolkit.files import create_whole, escape, open_regular, quote, replacing, shorten
+from toolkit.files import create_folder_atomically, escape, open_regular, quote, replacing, shorten
 from toolkit.recipes.recipe import Recipe, load_recipe
 from toolkit.reporting import Note, ignore
 from toolkit.runs.checkpoint import Checkpoint, save_checkpoint
@@ -174,12 +174,12 @@ class RunFolder:
         try:
             values = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise self.damaged_summary_error(shorten(str(error))) from error
+            raise self.make_summary_error(shorten(str(error))) from error
         if not isinstance(values, dict):
-            raise self.damaged_summary_error(f"it holds {quote(values)}")
+            raise self.make_summary_error(f"it holds {quote(values)}")
         return values
 
-    def damaged_summary_error(self, fault: str) -> ToolkitError:
+    def make_summary_error(self, fault: str) -> ToolkitError:
         """Build the error for a summary that cannot be used."""
         return ToolkitError(
             f"{escape(self.summary)} is damaged ({fault}): remove it, and rewrite it with `cifar train --resume "
@@ -243,7 +243,7 @@ def _make_folder(root: Path, names: list[str], recipe: Recipe, init: Checkpoint 
     """Create the first folder that does not exist yet; the rename decides, so two processes never share one."""
     for name in names:
         try:
-            with create_whole(root / name) as temporary:
+            with create_folder_atomically(root / name) as temporary:
                 RunFolder(temporary).write_inputs(recipe, init)
         except FileExistsError:
             continue

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.dataset import FOUND_BY_NAME, PICTURES, DataSource, find_data, name_of_data
+from toolkit.data.dataset import FOUND_BY_NAME, PICTURES, DataSource, find_data, find_data_name
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import escape, open_regular, replacing
 from toolkit.reporting import Note, ignore
@@ -82,6 +82,6 @@ def find_training_data(
     elif data is None and name in (None, PICTURES) and (location := read_location(model)):
         note(f"Using the pictures in {escape(location.path)}, on which this model was trained")
         data, skip_damaged = str(location.path), skip_damaged or location.skip_damaged
-    elif data is None and name == PICTURES and name_of_data() != PICTURES:
+    elif data is None and name == PICTURES and find_data_name() != PICTURES:
         raise UsageError(f"{escape(model)} was trained on a folder of pictures: name it with --data FOLDER")
     return find_data(data, skip_damaged=skip_damaged, note=note, **callbacks)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.dataset import DataSource, data_identity, require_same_data
+from toolkit.data.dataset import DataSource, identify_data, require_same_data
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import replacing, shorten
 from toolkit.recipes.recipe import Recipe, recipe_keys
@@ -143,11 +143,11 @@ def _extract_figures(run: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
         }
         missing = [name for name in CONDITIONS if name not in summary]
     except (LookupError, TypeError) as error:
-        raise run.damaged_summary_error(shorten(repr(error))) from error
+        raise run.make_summary_error(shorten(repr(error))) from error
     odd = [name for name in FIGURES if not (row.get(name) is None or _is_number(row[name]))]
     odd += [name for name in ("seed", "parameters", "epochs") if not _is_number({**summary, **row}.get(name, 0))]
     if missing or odd:
-        raise run.damaged_summary_error(f"{', '.join(missing + odd)} missing or not a number")
+        raise run.make_summary_error(f"{', '.join(missing + odd)} missing or not a number")
     return row
 
 
@@ -270,6 +270,6 @@ def _require_same_data(begun: SeedRuns, source: DataSource) -> None:
     """Raise `ToolkitError` if trained runs have other data."""
     trained = [run for run in begun.runs if run.last.is_file()]
     if trained:  # else the images need not be read
-        present = data_identity(source.name, source.train())
+        present = identify_data(source.name, source.train())
         for run in trained:
             require_same_data(load_checkpoint(run.last).data, present, what=f"the run {run.path}")

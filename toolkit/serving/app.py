@@ -18,7 +18,7 @@ from toolkit.inference import Failure, Prediction
 from toolkit.inference.image import count_pixels
 from toolkit.inference.output_format import format_predictions
 from toolkit.serving.access_log import CLIENT_GONE, AccessLog
-from toolkit.serving.limits import Intake, RequestLimits
+from toolkit.serving.limits import RequestLimits, RequestQueue
 from toolkit.serving.metrics import Metrics
 from toolkit.serving.model import Picture, ServedModel
 from toolkit.serving.multipart import split_pictures
@@ -46,7 +46,7 @@ def create_app(
         write_log: takes the lines of the access log; by default they go to stderr.
     """
     metrics = Metrics(model)
-    intake = Intake(limits, threads=threads)
+    intake = RequestQueue(limits, threads=threads)
     endpoints = Endpoints(model, limits, intake, metrics)
 
     @asynccontextmanager
@@ -75,7 +75,7 @@ def create_app(
 class Endpoints:
     """The routes outside the V2 protocol."""
 
-    def __init__(self, model: ServedModel, limits: RequestLimits, intake: Intake, metrics: Metrics) -> None:
+    def __init__(self, model: ServedModel, limits: RequestLimits, intake: RequestQueue, metrics: Metrics) -> None:
         self._model = model
         self._limits = limits
         self._intake = intake

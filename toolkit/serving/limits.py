@@ -43,7 +43,7 @@ class RequestLimits:
     held_bytes: int = 256 * 2**20
 
 
-class Intake:
+class RequestQueue:
     """Admit requests up to the limits, and run their work in a bounded pool of threads, never on the event loop.
 
     Requests are not batched: on a CPU, a batch of these networks takes at least as long per picture as one picture.

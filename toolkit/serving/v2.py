@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from toolkit import __version__
 from toolkit.files import quote
-from toolkit.serving.limits import Intake, RequestLimits
+from toolkit.serving.limits import RequestLimits, RequestQueue
 from toolkit.serving.metrics import Metrics
 from toolkit.serving.model import ServedModel
 
@@ -48,7 +48,7 @@ class InferenceRequest:
 class V2:
     """The endpoints of the protocol, for one model under the name `MODEL_NAME`."""
 
-    def __init__(self, model: ServedModel, limits: RequestLimits, intake: Intake, metrics: Metrics) -> None:
+    def __init__(self, model: ServedModel, limits: RequestLimits, intake: RequestQueue, metrics: Metrics) -> None:
         self._model = model
         self._limits = limits
         self._intake = intake

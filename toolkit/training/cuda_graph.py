@@ -20,18 +20,18 @@ from toolkit.training.replay_check import ReplayCheck
 WARM_UP_STEPS = 3  # as torch's documentation advises: libraries choose their algorithms and allocate their workspaces
 
 
-class Recorder(Protocol):
+class GraphCapturer(Protocol):
     """Runs and captures work on a device. The tests have an implementation that needs no GPU."""
 
     def run(self, work: Callable[[], None]) -> None:
         """Run the work now, on the stream on which it will be captured."""
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Capture the work without running it; return a function that runs it. Raises RuntimeError if that fails."""
         ...
 
 
-class CudaGraphs:
+class CudaGraphCapturer:
     """Captures on a side stream, as CUDA requires. Eager steps run on it too, so that they warm it up."""
 
     def __init__(self, device: torch.device) -> None:
@@ -45,7 +45,7 @@ class CudaGraphs:
             work()
         current.wait_stream(self.stream)
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         with torch.cuda.device(self.device):
             current = torch.cuda.current_stream()
             graph = torch.cuda.CUDAGraph()
@@ -74,9 +74,9 @@ class CapturedStep:
         step: the whole step, augmentation to optimizer, without synchronization with the device.
         batch_size: images in a full batch.
         device: where the indices are.
-        recorder: `CudaGraphs`, or a stand-in for tests.
+        capturer: `CudaGraphCapturer`, or a stand-in for tests.
         check: compares a captured graph with the eager step.
-        before_recording: called before each capture.
+        before_capture: called before each capture.
         note: called once with the reason if a capture or its check fails; all further steps are then eager.
     """
 
@@ -86,20 +86,20 @@ class CapturedStep:
         *,
         batch_size: int,
         device: torch.device,
-        recorder: Recorder,
+        capturer: GraphCapturer,
         check: ReplayCheck,
-        before_recording: Callable[[], None],
+        before_capture: Callable[[], None],
         note: Note,
     ) -> None:
-        self.step, self.recorder, self.check = step, recorder, check
-        self.before_recording, self.note = before_recording, note
+        self.step, self.capturer, self.check = step, capturer, check
+        self.before_capture, self.note = before_capture, note
         self.indices = torch.zeros(batch_size, dtype=torch.int64, device=device)  # the graphs read these
         self.replays: dict[int, Callable[[], None]] = {}  # by crop size
         self.warmed_up: dict[int, int] = {}
-        self.can_record = True
+        self.can_capture = True
 
     def __call__(self, indices: Tensor, crop_size: int) -> None:
-        if len(indices) == len(self.indices) and self._ensure_recorded(indices, crop_size):
+        if len(indices) == len(self.indices) and self._ensure_captured(indices, crop_size):
             self._replay(indices, crop_size)
         else:
             self._run_eagerly(indices, crop_size)
@@ -109,20 +109,20 @@ class CapturedStep:
         self.replays[crop_size]()
 
     def _run_eagerly(self, indices: Tensor, crop_size: int) -> None:
-        self.recorder.run(lambda: self.step(indices, crop_size))
+        self.capturer.run(lambda: self.step(indices, crop_size))
 
-    def _ensure_recorded(self, indices: Tensor, crop_size: int) -> bool:
+    def _ensure_captured(self, indices: Tensor, crop_size: int) -> bool:
         """Count warm-up steps, and capture the step after them; return whether this crop size can be replayed now."""
-        if not self.can_record:
+        if not self.can_capture:
             return False
         if crop_size in self.replays:
             return True
         if self.warmed_up.setdefault(crop_size, 0) < WARM_UP_STEPS:
             self.warmed_up[crop_size] += 1
             return False
-        self.before_recording()
+        self.before_capture()
         try:
-            self.replays[crop_size] = self.recorder.record(lambda: self.step(self.indices, crop_size))
+            self.replays[crop_size] = self.capturer.capture(lambda: self.step(self.indices, crop_size))
         except RuntimeError as error:
             return self._give_up(f"they cannot be captured here ({first_line(error)})")
         difference = self.check.find_difference(
@@ -135,7 +135,7 @@ class CapturedStep:
         return True
 
     def _give_up(self, reason: str) -> bool:
-        self.can_record = False
+        self.can_capture = False
         self.replays.clear()
         self.note(f"steps run eagerly, one kernel at a time: {reason}")
         return False

@@ -11,7 +11,7 @@ from toolkit.errors import UsageError
 from toolkit.recipes.recipe import Recipe
 from toolkit.reporting import Note, ignore
 from toolkit.training.augment import crop_and_flip, mixup
-from toolkit.training.cuda_graph import CapturedStep, CudaGraphs, Recorder
+from toolkit.training.cuda_graph import CapturedStep, CudaGraphCapturer, GraphCapturer
 from toolkit.training.replay_check import ReplayCheck
 
 StepMode = Literal["auto", "eager", "graph"]
@@ -66,12 +66,12 @@ class TrainingStep:
         self.dtype = dtype
         self._sums = torch.zeros(2, device=labels.device)  # loss times images, and correct predictions
         self._rates = [torch.zeros((), device=labels.device) for _ in optimizer.param_groups]
-        self._captured = self._capture(CudaGraphs(labels.device), note) if mode == "graph" else None
+        self._captured = self._make_captured_step(CudaGraphCapturer(labels.device), note) if mode == "graph" else None
 
     @property
     def mode(self) -> StepMode:
         """The effective mode of full batches: "eager" if capturing was not requested or has failed, else "graph"."""
-        return "graph" if self._captured is not None and self._captured.can_record else "eager"
+        return "graph" if self._captured is not None and self._captured.can_capture else "eager"
 
     def __call__(self, indices: Tensor, learning_rate: float, *, crop_size: int = 32) -> None:
         """Train on the images at `indices`, int64 (B,), cropped to `crop_size` pixels a side."""
@@ -122,7 +122,7 @@ class TrainingStep:
             logits: Tensor = self.network(images)
         return logits.float()
 
-    def _capture(self, recorder: Recorder, note: Note) -> CapturedStep:
+    def _make_captured_step(self, capturer: GraphCapturer, note: Note) -> CapturedStep:
         scales = [group["lr_scale"] for group in self.optimizer.param_groups]
         highest = [self.recipe.learning_rate * scale for scale in scales]
         rates = list(zip(self._rates, highest, strict=True))
@@ -131,9 +131,9 @@ class TrainingStep:
             self._update,
             batch_size=self.recipe.batch_size,
             device=self.labels.device,
-            recorder=recorder,
+            capturer=capturer,
             check=check,
-            before_recording=lambda: self.optimizer.zero_grad(set_to_none=True),  # gradients are then in the graph
+            before_capture=lambda: self.optimizer.zero_grad(set_to_none=True),  # gradients are then in the graph
             note=note,
         )
 

@@ -22,17 +22,17 @@ from models import ResNet, build_model
 from toolkit import __version__
 from toolkit.cores import waiting_seconds
 from toolkit.data.channels import choose_channel_statistics
-from toolkit.data.dataset import DataSource, data_identity, require_same_data
+from toolkit.data.dataset import DataSource, identify_data, require_same_data
 from toolkit.data.images import Images
 from toolkit.data.split import split_images
 from toolkit.device import (
     choose_device,
     choose_dtype,
+    describe_busy_cores,
     device_name,
+    enable_cudnn_benchmark,
     keep_freed_memory,
-    let_cudnn_choose,
-    note_on_crowded_cores,
-    use_available_cores,
+    limit_threads,
 )
 from toolkit.errors import ToolkitError
 from toolkit.evaluation.metrics import Metrics, compute_logits, measure
@@ -120,7 +120,7 @@ def train(
         UsageError: the device or the mode cannot be used; the data cannot be split.
     """
     keep_freed_memory()
-    use_available_cores()
+    limit_threads()
     with run.lock():
         trainer = _Trainer(
             recipe,
@@ -170,7 +170,7 @@ class _Trainer:
         self.dtype = choose_dtype(recipe.run.precision, device)
         self.precision = str(self.dtype).removeprefix("torch.")
         images = source.train()
-        self.identity = data_identity(source.name, images)
+        self.identity = identify_data(source.name, images)
         self.init_identity = identify_checkpoint(init) if init else None
         self.class_names, self.findings = source.class_names, source.findings()
         own_val = source.val()
@@ -181,7 +181,7 @@ class _Trainer:
         # Initial weights keep their own statistics:
         self.statistics = init.statistics if init else choose_channel_statistics(source.name, self.train_images.images)
         self.model_args: dict[str, Any] = {"num_classes": len(self.class_names), "dropout_rate": recipe.dropout_rate}
-        let_cudnn_choose(device)
+        enable_cudnn_benchmark(device)
         self._seed_epoch(0)  # for the initial weights
         self.network: ResNet = build_model(recipe.run.model, **self.model_args)
         self.init_note = ""
@@ -312,7 +312,7 @@ class _Trainer:
         if self.noted_busy_cores:
             return
         threads = torch.get_num_threads()
-        text = note_on_crowded_cores(self.device, threads=threads, seconds=seconds, waiting_seconds=waiting)
+        text = describe_busy_cores(self.device, threads=threads, seconds=seconds, waiting_seconds=waiting)
         if text:
             self.noted_busy_cores = True
             self.note(text)
