@@ -259,7 +259,7 @@ def test_names_that_are_no_text_and_try_to_write_a_line_of_their_own(refused: Ca
 
 def test_a_pattern_that_is_none(refused: Callable[..., str], cifar: Cifar, tmp_path: Path) -> None:
     model = saved(tmp_path, tiny_model())
-    for pattern in ("a**.png", "**b/*.png", "[", "[!", "***"):
+    for pattern in ("a**.png", "**b/*.png", "[", "[!"):
         done = cifar("predict", pattern, "--model", model, "--provider", "cpu", cwd=tmp_path)
         assert done.returncode == 1
         assert "none matches it as a pattern" in done.stderr

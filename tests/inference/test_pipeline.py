@@ -251,7 +251,8 @@ def test_a_folder_without_pictures_says_so(tmp_path: Path) -> None:
 
 
 def test_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("b.png", "a.png", "c.gif", "in/d.png", "in/deep/e.png", "odd[1].png"):
+    names = ("b.png", "a.png", "c.gif", "in/d.png", "in/deep/e.png", "odd[1].png")
+    for name in (*names, ".hidden/f.png", ".g.png", "in/._d.png"):
         draw(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     assert list(expand(["*.png"])) == ["a.png", "b.png", "odd[1].png"]
@@ -259,9 +260,11 @@ def test_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(expand([os.path.join("i?", "*.png")])) == [os.path.join("in", "d.png")]
     assert len(list(expand(["**/*.png"]))) == len(list(expand([str(tmp_path / "**" / "*.png")]))) == 5
     assert list(expand(["i*"])) == [os.path.join("in", "d.png"), os.path.join("in", "deep", "e.png")]
-    [failure] = expand(["*.bmp"])
-    assert isinstance(failure, Failure)
-    assert "none matches" in failure.error
+    assert list(expand(["**/.hidden/*.png"])) == [os.path.join(".hidden", "f.png")]
+    for pattern in ("*.bmp", "**.bmp"):
+        [failure] = expand([pattern])
+        assert isinstance(failure, Failure)
+        assert "none matches" in failure.error
 
 
 @pytest.mark.hostile

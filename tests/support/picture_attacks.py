@@ -235,6 +235,7 @@ ATTACKS: dict[str, tuple[Callable[[], bytes], str]] = {
     "BMP: runs of 11,000 x 11,000": (lambda: bmp_of_runs(11_000), "take too long"),
     "PPM: 11,000 x 11,000 as text": (lambda: b"P3 11000 11000 255\n" + b"1 " * 10**6, "take too long"),
     "PPM: an unusual number of levels": (lambda: b"P6 11000 11000 99\n" + bytes(10**6), "take too long"),
+    "PPM: 65,536 levels in color": (lambda: b"P6 11000 11000 65535\n" + bytes(10**6), "take too long"),
     "PPM: 20 MB of blanks": (lambda: b"P6" + b" " * 20_000_000 + b"1 1 255\nabc", "header"),
     "PPM: comments in the text": (lambda: b"P3 1000 1000 255\n" + b"#\n" * 10**6, "comments"),
     "AVIF: 60,000 x 60,000": (lambda: avif_of(60_000, 60_000), "pixels; the limit is"),

@@ -18,9 +18,9 @@ class CodedFrames:
     """The frames that a decoder decodes from a piece of AV1 data.
 
     Attributes:
-        width: the largest that a sequence header declares, in pixels.
-        height: as width.
-        pixels: upper bound, all frames added.
+        width: the largest width in the sequence headers, in pixels.
+        height: the largest height in the sequence headers, in pixels.
+        pixels: upper bound of the total for all frames.
     """
 
     width: int
@@ -105,7 +105,7 @@ def _read_sequence_header(body: memoryview) -> tuple[int, int, int]:
         _skip_operating_points(bits)
     width_bits, height_bits = bits.read(4) + 1, bits.read(4) + 1
     width, height = bits.read(width_bits) + 1, bits.read(height_bits) + 1
-    # A frame that is not the only one may have a size of its own, and dav1d does not compare it with the largest.
+    # Without the reduced header, a frame may declare another size, which dav1d does not compare with the largest size.
     return width, height, width * height if reduced else 1 << width_bits + height_bits
 
 

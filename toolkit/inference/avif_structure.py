@@ -26,12 +26,12 @@ _SIZE_PROPERTY = re.compile(rb"ispe\0{4}(.{8})", re.DOTALL)
 # Alpha, thumbnails and the padding of tiles add pixels to those of the picture.
 _MAX_CODED_SHARE = 8
 
-# A pixel takes four bytes twice at once in Pillow, and in the decoder up to six, six more of film grain.
+# Bytes per pixel: two copies of four bytes in Pillow; in the decoder up to six, and six more for film grain.
 _DECLARED_BYTES, _CODED_BYTES = 8, 13
 
 
 def examine_avif(content: bytes) -> Structure:
-    """The largest size among the properties of the images. Raises `ToolkitError` where coded frames are larger."""
+    """Examine an AVIF file: its size is the largest declared one. Raises `ToolkitError` if coded frames are larger."""
     sizes = [struct.unpack(">II", found[1]) for found in _SIZE_PROPERTY.finditer(content)]
     require(0 < len(sizes) <= _MAX_BOXES, "it does not say its size")
     width, height = max(sizes, key=lambda size: size[0] * size[1])
@@ -54,7 +54,7 @@ def examine_avif(content: bytes) -> Structure:
 
 
 def _read_frames(content: memoryview) -> list[CodedFrames]:
-    """The frames of every image, or of the tracks where these have more: one or the other is decoded."""
+    """Return the frames of all images or of all tracks, whichever have more pixels: only one group is decoded."""
     contents = _children(content, {b"meta", b"moov"}, refused={b"mini"}, top=True)
     items = [measure_frames(data) for data in _coded_items(content, contents.get(b"meta"))]
     tracks = [measure_frames(data) for data in _first_samples(content, contents.get(b"moov"))]
@@ -81,7 +81,7 @@ def _boxes(data: memoryview, *, top: bool = False) -> Iterator[tuple[bytes, memo
 def _children(
     data: memoryview, kinds: Set[bytes], *, refused: Set[bytes] = frozenset(), top: bool = False
 ) -> dict[bytes, memoryview]:
-    """The boxes of some types, of which there may be one each."""
+    """Return the boxes of the types `kinds`; each type may occur only once."""
     found = {}
     for kind, body in _boxes(data, top=top):
         if kind in kinds:

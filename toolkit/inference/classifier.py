@@ -28,8 +28,8 @@ class Classifier:
             folder, then the model shipped with the package.
         provider: "auto", "cpu", "cuda" or "tensorrt". Any but "auto" runs as requested or raises.
         threads: processor threads to use; by default the cores available to this process. On the CPU each thread
-            decodes pictures and runs the model on its own batch, so a single picture uses one thread; above 16,
-            several threads share a batch.
+            decodes pictures and runs the model on its own batch, so a single picture uses one thread; with 32 or
+            more, several threads share a batch.
 
     Raises:
         UsageError: an unknown provider, or fewer than one thread.
@@ -90,8 +90,8 @@ class Classifier:
             paths: one or several; consumed as needed.
             batch_size: the largest batch, in pictures; on the CPU at most 16, with processes 32.
             top: how many classes each prediction lists.
-            processes: on the CPU, start a process for each further thread if there are thousands of pictures. Each
-                opens the model itself, from its file.
+            processes: on the CPU, start a process for each thread but one if there are thousands of pictures. Each
+                process opens the model file itself.
 
         Raises:
             UsageError: an option is out of range.

@@ -19,7 +19,7 @@ _POINTERS = (0x8769, 0x8825, 0xA005)  # the directories of EXIF, GPS and interop
 
 @dataclass(frozen=True)
 class Directory:
-    """One directory: type, number of values and the place of the first, of every tag."""
+    """One directory: `entries` maps a tag to its type, the number of its values, and the position of the first one."""
 
     content: bytes
     order: str
@@ -42,10 +42,10 @@ class Directory:
 
 
 def read_directory(content: bytes) -> Directory | None:
-    """Read the first directory of a TIFF file or an EXIF block; None where there is none.
+    """Read the first directory of a TIFF file or an EXIF block; return None if it has no directory.
 
     Raises:
-        ToolkitError: reading the values would take far more than the file has bytes.
+        ToolkitError: reading the values would take far more memory than the size of the file.
     """
     order = {b"II": "<", b"MM": ">"}.get(content[:2])
     if order is None or len(content) < 8:
@@ -58,10 +58,10 @@ def read_directory(content: bytes) -> Directory | None:
 
 
 def check_cost(content: bytes) -> None:
-    """Check an EXIF block, before Pillow reads it. A damaged one passes: its pixels may be whole.
+    """Check an EXIF block before Pillow reads it. A damaged block passes, because the pixels may be intact.
 
     Raises:
-        ToolkitError: reading the block would take far more than its bytes.
+        ToolkitError: reading the block would take far more memory than its size.
     """
     while content.startswith(b"Exif\0\0"):
         content = content[6:]

@@ -39,7 +39,7 @@ _RESIZED_BYTES = 8  # per pixel, of a picture that is resized
 _WHOLE_BYTES = 12  # per pixel, of a picture that keeps its size
 _SMALL_MEMORY = 2**20  # not counted, because counting takes time
 
-# Above this, pictures are decoded by one process alone.
+# Prediction processes do not decode pictures above this size; the calling process does.
 LARGE_PIXELS = 2**24
 
 # Above this, colors are converted in bands of so many pixels, which needs less memory.
@@ -82,7 +82,7 @@ def read_image(
 def read_picture(
     source: str | os.PathLike[str] | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
-    """As `read_image`, but at the picture's own size: uint8 `(height, width, 3)`, RGB, upright, over white."""
+    """Read a picture as `read_image` does, but keep its size: uint8 `(height, width, 3)`, RGB, upright, over white."""
     return _read(source, name, max_pixels, resize=False)[0]
 
 
@@ -113,7 +113,7 @@ def _read(
 
 
 def count_pixels(content: bytes) -> int:
-    """The pixels that a picture's headers declare; 0 where the file is refused. Nothing is decoded."""
+    """Return the number of pixels that the headers declare, or 0 if the file is rejected. Nothing is decoded."""
     try:
         with _convert_errors("the picture"):
             structure = examine(content)
@@ -217,7 +217,7 @@ def _convert_errors(name: str) -> Iterator[None]:
 
 
 def _prepare(image: Image.Image, *, resize: bool = True, close: bool = False) -> NDArray[np.uint8]:
-    """Apply the picture rule. All steps but resizing treat each pixel alone, so cropping first leaves less to do."""
+    """Apply the picture rule. Only resizing combines pixels, so cropping first saves work in the other steps."""
     image.load()
     orientation = _read_orientation(image)
     scale = _level_scale(image) if _has_levels(image) else None
@@ -326,9 +326,9 @@ def _to_eight_bits(image: Image.Image, low: float, high: float) -> Image.Image:
 
 
 def _level_range(mode: str, lowest: float, highest: float) -> tuple[float, float]:
-    """The levels of black and white: the smallest common scale that holds all levels, else their own range.
+    """Return the levels of black and white: the smallest common scale that covers all levels, else their range.
 
-    Pillow's mode I also carries 16-bit files, so its smallest scale is 16 bits.
+    Pillow also uses mode I for 16-bit files, so the smallest scale of this mode is 16 bits.
     """
     scales = (1.0, 255.0, 65535.0) if mode == "F" else (65535.0,)
     for white in scales:

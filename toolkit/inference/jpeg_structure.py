@@ -27,12 +27,15 @@ _NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\x01\xd0-\xd7]")  # not those without
 
 
 def examine_jpeg(content: bytes) -> Structure:
-    """Raises `ToolkitError` where a bound is exceeded, or the coding is not the common one (Huffman, 8 bits)."""
+    """Examine a JPEG file. Raises `ToolkitError` if a limit is exceeded or an unusual coding is used."""
     frame, start = _read_header(content)
     kind, place = frame
     height, width = int.from_bytes(content[place + 1 : place + 3]), int.from_bytes(content[place + 3 : place + 5])
     components = content[place + 5]
-    require(width > 0 and height > 0 and 1 <= components <= 4, f"it has {width} x {height} pixels")
+    require(
+        width > 0 and height > 0 and 1 <= components <= 4,
+        f"it has {width} x {height} pixels in {components} components",
+    )
     scans = _count_scans(content, start)
     limit = min(_MAX_SCANS, max(12, _MAX_SCANNED_PIXELS // (width * height)))
     require(scans <= limit, f"it has {scans} scans or more, and {limit} are the limit for its size")
@@ -41,7 +44,7 @@ def examine_jpeg(content: bytes) -> Structure:
 
 
 def _read_header(content: bytes) -> tuple[tuple[int, int], int]:
-    """The frame header's marker with the place of its contents, and the place of the first scan's marker."""
+    """Return the frame header's marker and the position of its contents, and the position of the first scan."""
     frame = None
     place, segments, padding, exif = 2, 0, 0, 0
     while True:
@@ -50,8 +53,8 @@ def _read_header(content: bytes) -> tuple[tuple[int, int], int]:
         require(padding <= _MAX_PADDING, f"it has more than {_MAX_PADDING:,} bytes between its segments")
         marker, place = content[marker_at], marker_at + 1
         if marker == _SOS:
-            require(frame is not None, "its pixels come before its size")
-            assert frame is not None
+            if frame is None:
+                refuse("its pixels come before its size")
             return frame, marker_at - 1
         if marker in _RESTARTS:
             continue
@@ -73,7 +76,7 @@ def _read_header(content: bytes) -> tuple[tuple[int, int], int]:
 
 
 def _skip_to_marker(content: bytes, place: int) -> int:
-    """The place of the next marker's second byte: whatever follows 0xFF but padding and escaped bytes."""
+    """Return the position of the next marker's second byte; skip padding and escaped bytes."""
     found = _ANY_MARKER.search(content, place, place + _MAX_PADDING + 2)
     if found is None:
         refuse(f"its pixels do not begin, or more than {_MAX_PADDING:,} bytes lie between its segments")

@@ -21,8 +21,8 @@ class Cost(NamedTuple):
     """The cost of one picture.
 
     Attributes:
-        work: multiply-accumulates, and the reading and writing of values in the same unit.
-        bytes: of all values that depend on the picture; ONNX Runtime keeps some of them at a time.
+        work: multiply-accumulates, including the equivalent cost of reading and writing values.
+        bytes: total size of the values that depend on the picture; ONNX Runtime does not keep all of them at once.
     """
 
     work: int
@@ -30,11 +30,11 @@ class Cost(NamedTuple):
 
 
 def estimate_cost(graph: Graph) -> Cost:
-    """Infer every value of the graph, and sum up their cost for one picture.
+    """Infer the type and shape of every value, and return the total cost for one picture.
 
     Raises:
-        Fault: another form of graph than `cifar export` writes, or one that takes more than `MAX_WORK`,
-            `MAX_VALUE_BYTES` or `MAX_PICTURE_BYTES`.
+        Fault: a graph that `cifar export` does not write, or a cost above `MAX_WORK`, `MAX_VALUE_BYTES` or
+            `MAX_PICTURE_BYTES`.
     """
     values, nodes = _start(graph)
     work = total = 0
@@ -53,10 +53,10 @@ def estimate_cost(graph: Graph) -> Cost:
 
 
 def _start(graph: Graph) -> tuple[dict[str, Value], list[Node]]:
-    """The values that are known before the first node of the network, and its nodes.
+    """Return the values defined before the first node of the network, and the nodes of the network.
 
-    The network begins with the input of the graph, a batch of pictures; or, where that is one picture of any size, with
-    the result of the nodes that `cifar export --input picture` puts in front, which are admitted as a whole.
+    The input of the network is the input of the graph, a batch of pictures. If the graph takes one picture of any size,
+    it is the output of the nodes that `cifar export --input picture` adds, which are compared with `picture_nodes`.
     """
     values: dict[str, Value] = {}
     for tensor in graph.initializers:
@@ -75,7 +75,7 @@ def _start(graph: Graph) -> tuple[dict[str, Value], list[Node]]:
 
 
 def _skip_picture_nodes(graph: Graph, values: dict[str, Value]) -> list[Node]:
-    """Check that the first nodes are `picture_nodes.NODES`, define what they compute, and return the others."""
+    """Check that the first nodes are `picture_nodes.NODES`, define their output, and return the remaining nodes."""
     (picture,) = graph.inputs
     height, width, channels = picture.shape if len(picture.shape) == 3 else (0, 0, 0)
     if picture.dtype != UINT8 or channels != 3 or not (isinstance(height, str) and isinstance(width, str)):
@@ -108,11 +108,11 @@ def _require_within(name: str, value: Value, *, work: int, total: int) -> None:
         (total, MAX_PICTURE_BYTES, "bytes for all values"),
     ]:
         if found > limit:
-            raise Fault(f"needs {found:,} {unit} of one picture, up to {name}; at most {limit:,} are admitted")
+            raise Fault(f"needs {found:,} {unit} of one picture, up to {name}; at most {limit:,} are allowed")
 
 
 def _check_outputs(graph: Graph, values: dict[str, Value], unused: set[str]) -> None:
-    """Every value must lead to the two outputs, and the second output must be the softmax of the first."""
+    """Check that every value leads to an output, and that the second output is the softmax of the first."""
     names = [output.name for output in graph.outputs]
     last = graph.nodes[-1] if graph.nodes else None
     if last is None or last.op_type != "Softmax" or [*last.inputs, last.output] != names:

@@ -1,4 +1,4 @@
-"""The ONNX file: find it, read it once, and reject all but what `cifar export` writes."""
+"""Find and read the ONNX file, and reject contents that `cifar export` does not write."""
 
 import os
 import zipfile
@@ -65,10 +65,10 @@ def read_model_bytes(path: str | os.PathLike[str]) -> bytes:
 
 
 def find_fault(content: bytes) -> str | None:
-    """Return why a file is not a model that `cifar export` writes, None if nothing was found.
+    """Return the reason for rejecting a file that `cifar export` does not write, or None.
 
-    ONNX Runtime and onnx.checker must not see a file with a fault: both would read external data from any file, and a
-    small file can ask them for any amount of time and memory.
+    A rejected file must not reach ONNX Runtime or onnx.checker: both would read external data from any file, and a
+    small file can make them use any amount of time and memory.
     """
     try:
         estimate_cost(read_graph(content))

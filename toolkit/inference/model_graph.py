@@ -5,7 +5,7 @@ occurrences, and the function that reads the field. Any other field is rejected 
 functions, subgraphs, sparse tensors, external data, intermediate shapes or documentation strings. Field names and
 numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 
-Named tuples, because `cifar predict` of one picture waits for these definitions: dataclasses take five times as long.
+The classes are named tuples: defining dataclasses takes five times as long, which delays every `cifar predict`.
 """
 
 import math
@@ -52,13 +52,13 @@ METADATA_LENGTHS = {
 
 MAX_NODES = 1_024  # the largest network in int8 has 285
 MAX_INITIALIZERS = 1_024  # the same network has 266
-MAX_NAME = 200  # characters
+MAX_NAME = 200  # bytes of UTF-8
 MAX_RANK = 4
 MAX_SIZE = 65_536  # of a dimension
 
 
 class Fault(ValueError):
-    """The file has contents that `cifar export` never writes; the message continues a sentence about the file."""
+    """The file has contents that `cifar export` never writes; the message follows the file's name in a sentence."""
 
 
 class Tensor(NamedTuple):
@@ -68,7 +68,7 @@ class Tensor(NamedTuple):
         name: unique in the graph.
         dtype: one of the element types above.
         shape: each dimension is at least 1.
-        integers: the values of an int64 vector of at most `MAX_RANK` elements, which is what a shape is; else empty.
+        integers: the values of an int64 vector of at most `MAX_RANK` elements, such as a shape; else empty.
     """
 
     name: str
@@ -242,7 +242,7 @@ def _read_property(data: memoryview) -> tuple[str, str]:
 
 
 def _read_tensor(data: memoryview) -> Tensor:
-    """Check that a tensor holds as many values as its shape says, in one of the fields for its type."""
+    """Read a tensor; check that it has exactly one data field, which fits its type and shape."""
     found = _complete("tensor", _read("tensor", data), "name", "data_type")
     name, dtype, shape = found["name"], found["data_type"], tuple(found.get("dims", ()))
     held = {
@@ -372,7 +372,7 @@ _MESSAGES: dict[str, dict[int, _Field]] = {
 }
 _ATTRIBUTE_TYPES = {1: "f", 2: "i", 3: "s", 7: "ints"}  # AttributeProto.AttributeType -> the field of its value
 
-# What other fields of an ONNX file hold, for the message: (message, field number) -> contents.
+# Contents of disallowed fields, for error messages: (message, field number) -> contents.
 _DISALLOWED = {
     ("model", 20): "a training graph",
     ("model", 25): "a function",

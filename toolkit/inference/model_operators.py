@@ -1,8 +1,8 @@
-"""The operators that `cifar export` writes: their attributes, the types and shapes they take, and what each one costs.
+"""The operators that `cifar export` writes: allowed attributes, types and shapes, and the cost of each operator.
 
-Every operator works on each picture of a batch by itself, on values whose first dimension is the batch, beside
-constants. None makes a number of pictures from a shape, moves the batch to another dimension, or combines two pictures;
-so no graph of these operators can tell how many pictures it was given. There is no arithmetic on integers.
+The inputs of an operator are constants and values whose first dimension is the batch. Each operator processes the
+pictures of a batch independently: it does not read the batch size, move the batch dimension, or combine pictures. So
+the outputs cannot depend on the batch size. There is no integer arithmetic.
 """
 
 import math
@@ -22,7 +22,7 @@ from toolkit.inference.model_graph import (
 )
 from toolkit.inference.picture_nodes import AttributeValue
 
-# An element that is read and written costs about as much time as this many multiply-accumulates of a convolution.
+# Reading and writing one element takes about as long as this many multiply-accumulates of a convolution.
 WORK_PER_ELEMENT = 8
 
 
@@ -31,8 +31,8 @@ class Value(NamedTuple):
 
     Attributes:
         dtype: its element type.
-        shape: of a constant, all of it; of other values, of one picture: without the batch.
-        constant: whether it is the same for all pictures.
+        shape: the full shape of a constant; for other values, the shape without the batch dimension.
+        constant: whether the value is the same for all pictures.
         integers: see `model_graph.Tensor`.
     """
 
@@ -51,13 +51,13 @@ class Value(NamedTuple):
 
 
 class Operator(NamedTuple):
-    """How one operator is used.
+    """The allowed use of one operator, and its cost.
 
     Attributes:
-        inputs: the numbers of inputs that it may have.
-        defaults: every attribute that it may have, with the value that an absent one has.
-        infer: the output for the inputs and attributes; raises `UnsupportedUse`.
-        work: multiply-accumulates for one picture, from inputs and output, beyond `WORK_PER_ELEMENT` of the output.
+        inputs: the allowed numbers of inputs.
+        defaults: the allowed attributes and their default values.
+        infer: computes the output from the inputs and attributes; raises `UnsupportedUse`.
+        work: computes the multiply-accumulates for one picture, without `WORK_PER_ELEMENT` for each output element.
     """
 
     inputs: range
@@ -154,7 +154,7 @@ def _infer_reshape(inputs: Sequence[Value], attributes: Mapping[str, AttributeVa
 
 
 def _infer_elementwise(inputs: Sequence[Value], attributes: Mapping[str, AttributeValue]) -> Value:
-    """Two values of the pictures with one shape, or one and a constant that is broadcast to it."""
+    """Infer the output for two values of equal shape, or for a value and a constant that is broadcast to it."""
     _require_floats(*inputs)
     pictures = [value for value in inputs if not value.constant]
     _require(bool(pictures), "constants alone")
@@ -220,7 +220,7 @@ def _conv_work(inputs: Sequence[Value], output: Value) -> int:
 
 
 def _infer_average_pool(inputs: Sequence[Value], attributes: Mapping[str, AttributeValue]) -> Value:
-    """The mean of each channel: the kernel is as large as the picture."""
+    """Infer the output of global average pooling: the kernel must cover the whole feature map."""
     (value,) = inputs
     _require_floats(value)
     _require_pictures(value, rank=3)
@@ -254,7 +254,7 @@ def _gemm_work(inputs: Sequence[Value], output: Value) -> int:
 
 
 def _infer_quantize(inputs: Sequence[Value], attributes: Mapping[str, AttributeValue]) -> Value:
-    """One scale and one zero point for all values of a layer."""
+    """Infer the output of per-tensor quantization, with one scale and one zero point."""
     value, scale, zero_point = inputs
     _require_constants(scale, zero_point)
     _require(not value.constant and value.dtype == FLOAT and scale.dtype == FLOAT, "values of another type")
@@ -265,7 +265,7 @@ def _infer_quantize(inputs: Sequence[Value], attributes: Mapping[str, AttributeV
 
 
 def _infer_dequantize(inputs: Sequence[Value], attributes: Mapping[str, AttributeValue]) -> Value:
-    """Values of a layer, by one scale; or constants, by a scale for each output channel."""
+    """Infer the output of dequantization: per tensor for activations, per output channel for constants."""
     value, scale, zero_point = inputs
     _require_constants(scale, zero_point)
     _require(scale.dtype == FLOAT and zero_point.dtype == value.dtype, "values of another type")

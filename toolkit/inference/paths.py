@@ -57,15 +57,16 @@ def expand(paths: Iterable[PathLike]) -> Iterator[str | Failure]:
 
 
 def _matches(pattern: str) -> list[str]:
-    if "**" not in pattern:
-        return sorted(glob.iglob(pattern))
-    # pathlib's ** does not follow links to folders, so a loop of links ends; glob's does.
     whole = Path(pattern)
-    found = Path(whole.anchor).glob(str(whole.relative_to(whole.anchor)))
-    try:
-        return sorted(str(path) for path in found if not path.is_dir())
-    except ValueError:  # pathlib allows ** as a whole component only
-        return []
+    if "**" not in whole.parts:  # else not a pattern of its own, and equal to *
+        return sorted(glob.iglob(pattern))
+    # pathlib's ** does not follow links to folders, so a loop of links ends; glob's does. pathlib matches hidden names.
+    matches = []
+    for path in Path(whole.anchor).glob(str(whole.relative_to(whole.anchor))):
+        hidden = {part for part in path.parts if part.startswith(".")} - set(whole.parts)
+        if not hidden and not path.is_dir():
+            matches.append(str(path))
+    return sorted(matches)
 
 
 def _pictures_at(path: str) -> Iterator[str | Failure]:
@@ -132,7 +133,7 @@ Decoded = tuple[str, NDArray[np.uint8]] | Failure
 
 
 def take(source: Source | Failure) -> Taken:
-    """Read standard input in the calling thread: a worker that waits for input could not be interrupted."""
+    """Read the source if it is standard input; not in a worker, which cannot be interrupted while it waits."""
     if not (isinstance(source, str) and source == STDIN):
         return source
     if sys.stdin is None:  # closed by the program that started this one
@@ -140,16 +141,19 @@ def take(source: Source | Failure) -> Taken:
     try:
         return _Piped(sys.stdin.buffer.read(MAX_BYTES + 1))
     except (OSError, ValueError) as error:  # a folder, for example; closed since
-        return Failure(STDIN, f"standard input: cannot be read: {getattr(error, 'strerror', None) or error}")
+        return Failure(STDIN, f"standard input cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def decode_several(sources: Sequence[Taken], *, resize: bool = True, max_pixels: int = MAX_PIXELS) -> list[Decoded]:
-    """Decode each source by the picture rule, in order; a bad picture gives a `Failure`.
+    """Decode each source by the picture rule, in order; a file that cannot be decoded gives a `Failure`.
 
     Args:
         sources: paths, pictures in memory, and failures, which are passed through.
-        resize: without, pictures keep their own sizes, for models with the rest of the rule inside.
-        max_pixels: the largest file that is decoded.
+        resize: whether to crop and resize to 32x32; False for models that do this themselves.
+        max_pixels: the largest number of pixels of a file.
+
+    Raises:
+        ToolkitError: a picture in memory is damaged or too large.
     """
     return [_decode(source, resize=resize, max_pixels=max_pixels) for source in sources]
 

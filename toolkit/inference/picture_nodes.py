@@ -1,4 +1,4 @@
-"""The picture rule as ONNX nodes: what `cifar export --input picture` puts in front of a graph, as plain values.
+"""The picture rule as ONNX nodes, in plain values; `cifar export --input picture` inserts them before the network.
 
 From `picture`, uint8 (height, width, 3), to `images`, uint8 (1, 32, 32, 3): the center square is cut out at
 ((height - side) // 2, (width - side) // 2) and resized to 32x32 by an antialiased bicubic filter.
@@ -14,7 +14,7 @@ AttributeValue = int | float | str | tuple[int, ...]
 
 
 class PictureNode(NamedTuple):
-    """One operation of the standard domain; an input "" is left out. Its name is output, underscore, operator."""
+    """One operation of the standard domain. The input "" is an omitted one; the node's name is `{output}_{op_type}`."""
 
     op_type: str
     inputs: tuple[str, ...]

@@ -1,8 +1,8 @@
-"""The structure of picture files, examined before they are decoded: format, size in pixels, and what decoding takes.
+"""Examine picture files before they are decoded: format, size in pixels, and memory for decoding.
 
-Only the formats of `FORMATS` are admitted. Their headers are read to the first frame's pixels, with bounds on all that
-costs a decoder time or memory: segments, chunks, scans, strips, metadata. A file that is admitted is decoded in about
-ten seconds and `MAX_MEMORY`; damage inside the compressed pixels is left to the decoder.
+Only the formats in `FORMATS` are accepted. Headers are read up to the pixels of the first frame, with limits on
+everything that costs a decoder time or memory: segments, chunks, scans, strips, metadata. Decoding an accepted file
+takes at most about ten seconds and `MAX_MEMORY`. Only the decoder detects damage in the compressed pixels.
 """
 
 import re
@@ -29,8 +29,8 @@ FORMATS = {
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
 }
 
-# Formats that are recognized to name them in the message: decoded slowly, by starting programs, or by code that has
-# not been examined.
+# Formats that are recognized only to name them in the error message. Their decoders are slow, start other programs, or
+# have not been reviewed.
 _OTHERS = {
     b"%!PS": "EPS", b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"\0\0\1\0": "ICO", b"\0\0\2\0": "CUR",
     b"icns": "ICNS", b"qoif": "QOI", b"DDS ": "DDS", b"8BPS": "PSD", b"SIMPLE  =": "FITS", b"/* XPM */": "XPM",
@@ -50,7 +50,7 @@ _MAX_PPM_HEADER_BYTES = 2**12
 # Bytes of unpacked rows: 16 bits of four channels take twice the time of 8 bits.
 _MAX_PNG_BYTES = 2**29
 
-# Pillow decodes these in Python: run-length coded BMP; PPM as text, and with unusual numbers of levels.
+# Pillow decodes these in Python: run-length encoded BMP, PPM as text, and PPM with an unusual maximum value.
 _SLOW_PIXELS = 2**20
 _MAX_SLOW_BYTES = 16 * 2**20
 
@@ -59,7 +59,7 @@ def examine(content: bytes) -> Structure:
     """Examine a picture file, without decoding it.
 
     Raises:
-        ToolkitError: not of a format in `FORMATS`, damaged, or beyond a bound; the message has no name in it.
+        ToolkitError: an unknown format, a damaged file, or an exceeded limit; the message does not name the file.
     """
     for magic, examine_format in _EXAMINERS.items():
         if content.startswith(magic):
@@ -118,8 +118,9 @@ def _examine_gif(content: bytes) -> Structure:
 
 
 def _examine_bmp(content: bytes) -> Structure:
-    require(len(content) >= 54, "it ends in its header")
-    if content[14:18] == b"\x0c\0\0\0":  # OS/2
+    os2 = content[14:18] == b"\x0c\0\0\0"
+    require(len(content) >= (26 if os2 else 54), "it ends in its header")
+    if os2:
         width, height = struct.unpack_from("<HH", content, 18)
         compression = 0
     else:
@@ -135,12 +136,13 @@ _PPM_HEADER = re.compile(rb"P([1-6f])\s%b*(\d{1,10})\s%b*(\d{1,10})\s(?:%b*([-+.
 
 
 def _examine_ppm(content: bytes) -> Structure:
-    """Netpbm's P1 to P6, and Pf. A number as text follows the size, but in P1 and P4."""
+    """Examine a Netpbm file, P1 to P6 or Pf. The size is followed by another number, except in P1 and P4."""
     header = _PPM_HEADER.match(content[:_MAX_PPM_HEADER_BYTES])
     if header is None:
         refuse(f"its header is damaged, or has more than {_MAX_PPM_HEADER_BYTES:,} bytes")
     kind, width, height = header[1], int(header[2]), int(header[3])
-    if kind in b"123" or (kind in b"56" and header[4] not in (b"255", b"65535")):
+    fast = kind in b"4f" or header[4] == b"255" or (kind, header[4]) == (b"5", b"65535")  # Pillow decodes in C
+    if kind in b"123" or not fast:
         _require_small(content, width, height)
         require(content.count(b"#") <= 1000, "it has more than 1,000 comments")
     return Structure("PPM", width, height, width * height * 8)
@@ -152,7 +154,7 @@ def _require_small(content: bytes, width: int, height: int) -> None:
 
 
 def _examine_webp(content: bytes) -> Structure:
-    """The canvas; libwebp refuses frames that are larger. It keeps two canvases, and Pillow two copies."""
+    """Examine the canvas size; libwebp rejects larger frames. It keeps two canvases, and Pillow keeps two copies."""
     kind, head = content[12:16], content[20:30]
     require(content[8:12] == b"WEBP" and len(head) == 10, "it is damaged")
     if kind == b"VP8X":

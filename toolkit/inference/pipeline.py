@@ -2,10 +2,10 @@
 
 On the CPU each thread runs the model on the pictures that it has just decoded. Threads that share a batch wait for each
 other at every layer and for cores that are busy decoding: measured with resnet20 on two cores, waiting takes a fifth
-more processor time. A GPU is fed from one thread, since ONNX Runtime allocates its buffers anew for each; the others
-decode for it.
+more processor time. On a GPU, one thread runs the model, since ONNX Runtime allocates buffers for each thread; the
+others decode.
 
-For many pictures on the CPU, other processes help (`toolkit.inference.sharing`), if the caller wants that.
+On the CPU, the caller can request additional processes for many pictures (`toolkit.inference.sharing`).
 """
 
 import time
@@ -35,14 +35,14 @@ MAX_WORKERS = 16
 # is as fast on 16 pictures as on more. Larger chunks would leave threads idle when there are only a few photographs.
 _CHUNK = 16
 
-# The same with processes. A chunk costs a message to a process and one back, after which the process waits for the next
-# chunk. Chunks of 16 take 4% more processor time per picture, and have twice as many waits.
+# Pictures per task with processes. Each chunk costs a request and a response, after which the process waits for the
+# next chunk. Chunks of 16 take 4% more processor time per picture, and cause twice as many waits.
 _CHUNK_WITH_PROCESSES = 32
 
-# Pictures from which processes pay: each needs a third of a second of a core to start.
+# The smallest number of pictures for which to start processes: each start takes a third of a second on one core.
 PROCESSES_FROM = 2000
 
-# Longest time to look for that many paths, seconds; a folder on a slow disk is not listed before the first result.
+# Longest time to look for that many paths, in seconds, so that a slow disk does not delay the first result.
 _LOOK_AHEAD = 0.2
 
 
@@ -81,8 +81,8 @@ def stream(
     Paths are consumed as needed, and memory does not grow with their number. `workers` threads decode; on the CPU they
     also run the model, each with as many processor threads as the session has.
 
-    With `processes`, the first `PROCESSES_FROM` paths are looked up in advance, and if there are as many, all threads
-    but one hand their pictures to processes of their own as soon as these have started.
+    With `processes` on the CPU, if at least `PROCESSES_FROM` paths are found in `_LOOK_AHEAD` seconds, `workers - 1`
+    processes are started, and the threads send pictures to idle processes.
 
     Raises:
         UsageError: `batch_size` or `top` is out of range.
@@ -133,9 +133,9 @@ def classify(
     top: int = 1,
     predict_elsewhere: PredictElsewhere | None = None,
 ) -> Iterator[Prediction | Failure]:
-    """As `stream`, for single pictures, as paths or in memory; a `Failure` is passed through.
+    """Predict single pictures as `stream` does, from paths or in memory; pass each `Failure` through.
 
-    On the CPU, a thread gives its pictures to `predict_elsewhere` first, and predicts those for which it gets None.
+    On the CPU, a thread first calls `predict_elsewhere`, and then predicts the pictures for which this returned None.
     """
     share = min(batch_size, _CHUNK if predict_elsewhere is None else _CHUNK_WITH_PROCESSES)
     if session.takes_pictures:  # of any size: one at a time in memory

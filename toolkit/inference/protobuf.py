@@ -1,4 +1,4 @@
-"""Protobuf messages: read the fields of one, and reject encodings that two readers might understand differently."""
+"""Read the fields of a protobuf message, and reject a malformed message."""
 
 from collections.abc import Iterator
 
@@ -36,13 +36,15 @@ def read_fields(data: memoryview) -> Iterator[tuple[int, int, int | memoryview]]
             value = int.from_bytes(data[start:position], "little")
         else:
             raise Damaged(f"damaged: protobuf wire type {kind}")
-        if key >= 2**32 or position > end:
+        if key >= 2**32:
+            raise Damaged("damaged: a field number is too large")
+        if position > end:
             raise Damaged("damaged: a field is longer than the file")
         yield number, kind, value
 
 
 def signed(value: int) -> int:
-    """The 64-bit number that an unsigned varint stands for in an int64 field."""
+    """Convert the unsigned varint of an int64 field to the signed number that it encodes."""
     return value - 2**64 if value >= 2**63 else value
 
 

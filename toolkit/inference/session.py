@@ -125,7 +125,7 @@ def open_model(path: str | os.PathLike[str], *, provider: str = "auto", threads:
 
     Args:
         path: a file as `cifar export` writes it.
-        provider: one of `PROVIDERS`. "auto" is CUDA if it opens, else the CPU; for the others there is no fallback.
+        provider: one of `PROVIDERS`. "auto" uses CUDA if it can be opened, else the CPU; the others do not fall back.
         threads: processor threads for one call; by default the cores that this process may use.
 
     Raises:
@@ -153,14 +153,14 @@ def open_model(path: str | os.PathLike[str], *, provider: str = "auto", threads:
 
 
 def probe(content: bytes, *, provider: str) -> None:
-    """Open a model of any interface on one provider, to see whether the provider works.
+    """Test whether a provider works: open a model, which may have any interface, on the provider.
 
     Args:
         content: the bytes of an ONNX file.
         provider: "cpu", "cuda" or "tensorrt".
 
     Raises:
-        ToolkitError: it does not; the message says why.
+        ToolkitError: the provider does not work; the message gives the reason.
     """
     _open_on(provider, content, _session_options(1), "the probe")
 
@@ -277,7 +277,7 @@ def _check_interface(session: onnxruntime.InferenceSession, name: str) -> tuple[
             return input_format, count
     found = f"inputs {_describe(inputs)}; outputs {_describe(outputs)}"
     raise ToolkitError(
-        f"{name} has another interface than the models of this toolkit. Found: {escape(found)[:500]}. "
+        f"{name} does not have the interface of this toolkit's models. Found: {escape(found)[:500]}. "
         f"Expected: {_EXPECTED}. `cifar export` writes such files"
     )
 

@@ -1,7 +1,7 @@
-"""Predict pictures in other processes, too: parts of decoding hold the GIL, so threads alone leave cores idle.
+"""Predict pictures in several processes: parts of decoding hold the GIL, so threads alone leave cores idle.
 
-Each process opens the model itself. While they start, and whenever all are busy or dead, the threads of this process
-predict the pictures; so the death of a process costs only time.
+Each process opens the model itself. While every process is starting, busy or dead, the threads of the calling process
+predict the pictures, so a dead process only reduces the speed.
 """
 
 import gc
@@ -28,7 +28,7 @@ class ModelToOpen:
     Attributes:
         path: the file.
         threads: processor threads per call.
-        metadata: of the model that the calling process has open, to detect a file that was replaced since.
+        metadata: the metadata of the calling process's open model, to detect a replaced file.
     """
 
     path: str
@@ -71,7 +71,7 @@ class PredictionProcesses:
         self._idle.put(process)
 
     def predict(self, several: Sequence[Taken], top: int) -> list[Prediction | None] | None:
-        """Predict in an idle process: None where the calling process must, in place of one result or of all.
+        """Predict in an idle process. None, instead of one result or all, means that the caller must predict.
 
         Raises:
             ToolkitError: the model failed.
@@ -107,9 +107,9 @@ def open_in_process(model: ModelToOpen) -> None:
 
 
 def predict_in_process(paths: list[str], top: int) -> list[Prediction | None]:
-    """Predict pictures; None for those that are large or cannot be read, which the calling process decodes.
+    """Predict pictures; return None for a picture that is large or cannot be read.
 
-    It decodes large pictures one at a time, so that memory does not grow with the number of processes.
+    The calling process decodes these within its memory budget, so memory does not grow with the number of processes.
     """
     assert _session is not None
     decoded = decode_several(paths, max_pixels=LARGE_PIXELS)

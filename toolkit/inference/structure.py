@@ -1,4 +1,4 @@
-"""The result of examining a picture file, its limits, and the error for a file beyond them."""
+"""The result of examining a picture file, the memory limit, and the error for a rejected file."""
 
 from dataclasses import dataclass
 from typing import NoReturn

@@ -17,7 +17,7 @@ _MAX_SIDE = 2**17  # fax decoders keep a list of the runs of a row
 
 
 def examine_tiff(content: bytes) -> Structure:
-    """Raises `ToolkitError` where a bound is exceeded, or the compression is not a common one."""
+    """Examine a TIFF file. Raises `ToolkitError` if a limit is exceeded or the compression is unusual."""
     directory = read_directory(content)
     if directory is None:
         refuse("it has no directory")
@@ -51,7 +51,7 @@ def _part_size(directory: Directory, width: int, height: int) -> tuple[int, int]
 
 
 def _check_parts(directory: Directory, parts: int, *, compressed: bool) -> None:
-    """The parts may not be too many, and compressed ones may not share bytes: each costs as much as it has."""
+    """Reject too many parts, and compressed parts that share bytes, because each part is decompressed separately."""
     tiled = _TILE_OFFSETS in directory.entries
     offsets = directory.integers(_TILE_OFFSETS if tiled else _STRIP_OFFSETS)
     require(parts <= _MAX_PARTS and len(offsets) <= _MAX_PARTS, f"it has more than {_MAX_PARTS:,} strips or tiles")
