@@ -12,7 +12,7 @@ import typer
 
 from toolkit import command_line, options
 from toolkit.bench.commands import bench
-from toolkit.command_line import add_recipe_flags, note, print_error, print_result, print_version, run_app
+from toolkit.command_line import add_recipe_flags, command, note, print_error, print_result, print_version, run_app
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.files import as_text, escape, require_writable
 from toolkit.recipes.recipe import recipe_from_flags
@@ -27,8 +27,6 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 
-command = functools.partial(command_line.command, group=app)
-
 
 @app.callback()
 def cifar(
@@ -39,7 +37,7 @@ def cifar(
     """Options of `cifar` itself, before any command."""
 
 
-@command
+@command(app)
 @add_recipe_flags
 def train(
     recipe: options.RecipeName = None,
@@ -90,7 +88,7 @@ def train(
     print_result(result.summary | where, lambda: render(result.path, result.summary), as_json=json_output)
 
 
-@command
+@command(app)
 def evaluate(
     target: options.Target = None,
     data: options.Data = None,
@@ -129,7 +127,7 @@ def evaluate(
         note(f"Confusion matrix: {plot}")
 
 
-@command
+@command(app)
 def export(
     output: options.Output = Path("model.onnx"),
     run: Annotated[str | None, typer.Option(help="Run, by name or path. [default: the newest finished one]")] = None,
@@ -175,7 +173,7 @@ def export(
     note(f"Verified and written: {output}")
 
 
-@command
+@command(app)
 def verify(
     model: Annotated[Path, typer.Argument(help="ONNX file.")],
     checkpoint: Annotated[Path | None, typer.Option(help="The checkpoint it was exported from, for parity.")] = None,
@@ -217,7 +215,7 @@ def run_gate(
         raise rejection
 
 
-@functools.partial(command, starts_collection=True)
+@command(app, enables_gc=True)
 def predict(
     paths: options.PicturePaths,
     model: options.Model = None,
@@ -295,7 +293,7 @@ def predict_parts(paths: list[str], out: Path, *, on: str, **options: Any) -> No
         raise typer.Exit(1)
 
 
-@functools.partial(command, handles_signals=True)
+@command(app, handles_signals=True)
 def serve(
     model: options.Model = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -309,7 +307,7 @@ def serve(
     serve_model(model, provider=provider, host=host, port=port, workers=workers, announce=note)
 
 
-@command
+@command(app)
 def page(
     output: Annotated[Path, typer.Argument(help="HTML file to write.")],
     model: options.Model = None,
@@ -324,7 +322,7 @@ def page(
     print_result(values, lambda: text, as_json=json_output)
 
 
-@command
+@command(app)
 def models(json_output: options.Json = False) -> None:
     """List the networks and their cost."""
     from models.cost import measure_all_costs
@@ -334,7 +332,7 @@ def models(json_output: options.Json = False) -> None:
     print_result([cost.as_dict() for cost in costs], lambda: models_lines(costs), as_json=json_output)
 
 
-@command
+@command(app)
 def data(
     folder: Annotated[str | None, typer.Argument(help="The same as --data.", metavar="[FOLDER]")] = None,
     data: options.Data = None,
@@ -365,7 +363,7 @@ def data(
     overview.require_complete()
 
 
-@command
+@command(app)
 def doctor(data: options.Data = None, json_output: options.Json = False) -> None:
     """Check this machine: libraries, providers, data."""
     from toolkit.display import doctor_lines
@@ -377,7 +375,7 @@ def doctor(data: options.Data = None, json_output: options.Json = False) -> None
         raise ToolkitError("a required part does not work; the remedies are listed above")
 
 
-@command
+@command(app)
 def demo(
     folder: Annotated[Path, typer.Option(help="Folder for all files of the demo.")] = Path("cifar-demo"),
 ) -> None:

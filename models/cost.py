@@ -1,6 +1,6 @@
 """What a network costs: its parameters and its multiply-accumulates."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -29,12 +29,7 @@ class Cost:
         return self.parameters < MAX_PARAMETERS
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "parameters": self.parameters,
-            "multiply_accumulates": self.multiply_accumulates,
-            "under_ceiling": self.under_ceiling,
-        }
+        return asdict(self) | {"under_ceiling": self.under_ceiling}
 
 
 def cost(model: str) -> Cost:

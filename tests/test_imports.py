@@ -136,7 +136,7 @@ def test_garbage_is_collected_during_other_commands():
     code = (
         "import gc, sys, typer\nfrom toolkit.command_line import command, run_app\napp = typer.Typer()\n"
         "def show():\n    print(gc.isenabled())\n"
-        "command(show, group=app); sys.argv = ['x']; run_app(app)"
+        "command(app)(show); sys.argv = ['x']; run_app(app)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "True\n"
 

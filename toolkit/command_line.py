@@ -27,41 +27,38 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def command(
-    function: Command,
-    *,
-    group: typer.Typer,
-    name: str | None = None,
-    handles_signals: bool = False,
-    starts_collection: bool = False,
-) -> Command:
-    """Register a command of `group`: adds --quiet, and turns errors into a message and an exit code.
+    group: typer.Typer, *, name: str | None = None, handles_signals: bool = False, enables_gc: bool = False
+) -> Callable[[Command], Command]:
+    """Decorate a command of `group`: adds --quiet, and turns errors into a message and an exit code.
 
     Args:
-        function: the command.
         group: where it is registered.
         name: the command's name; by default the function's.
         handles_signals: whether the command handles Ctrl-C and SIGTERM itself.
-        starts_collection: whether the command itself calls `enable_gc`, once it has loaded its modules.
+        enables_gc: whether the command itself calls `enable_gc`, once it has loaded its modules.
     """
 
-    @functools.wraps(function)
-    def run(*args: Any, quiet: bool = False, **kwargs: Any) -> None:
-        limit_spinning()
-        if not starts_collection:
-            enable_gc()
-        try:
-            with silence(quiet), contextlib.nullcontext() if handles_signals else end_on_signals():
-                function(*args, **kwargs)
-        except ToolkitError as error:
-            print_error(str(error))
-            raise typer.Exit(error.exit_code) from error
-        except KeyboardInterrupt as interrupt:
-            typer.echo(escape(str(interrupt)) or "interrupted", err=True)
-            raise typer.Exit(EXIT_CODE) from interrupt
+    def register(function: Command) -> Command:
+        @functools.wraps(function)
+        def run(*args: Any, quiet: bool = False, **kwargs: Any) -> None:
+            limit_spinning()
+            if not enables_gc:
+                enable_gc()
+            try:
+                with silence(quiet), contextlib.nullcontext() if handles_signals else end_on_signals():
+                    function(*args, **kwargs)
+            except ToolkitError as error:
+                print_error(str(error))
+                raise typer.Exit(error.exit_code) from error
+            except KeyboardInterrupt as interrupt:
+                typer.echo(escape(str(interrupt)) or "interrupted", err=True)
+                raise typer.Exit(EXIT_CODE) from interrupt
 
-    add_parameters(run, function, {"quiet": (Quiet, False)})
-    group.command(name)(run)
-    return function
+        add_parameters(run, function, {"quiet": (Quiet, False)})
+        group.command(name)(run)
+        return function
+
+    return register
 
 
 def add_parameters(target: Any, function: Callable[..., None], added: dict[str, tuple[Any, Any]]) -> None:

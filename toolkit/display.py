@@ -70,6 +70,15 @@ def _live_bar(console: Console, *columns: ProgressColumn) -> Progress:
     return Progress(*columns, console=console, transient=True, expand=True, disable=disable)
 
 
+@contextmanager
+def _stopping(bar: Progress) -> Iterator[None]:
+    """Stop the bar at the end of the block, if it was started."""
+    try:
+        yield
+    finally:
+        bar.stop()
+
+
 class TrainingDisplay:
     """Show a training run on stderr: one line per epoch and, on a terminal, a live line below them.
 
@@ -215,10 +224,8 @@ def download_bar() -> Iterator[Callable[[str, int, int], None]]:
         if done == total:
             bar.stop()
 
-    try:
+    with _stopping(bar):
         yield progress
-    finally:
-        bar.stop()
 
 
 @contextmanager
@@ -241,10 +248,8 @@ def decoding_bar() -> Iterator[Callable[[int, int], None]]:
         if done == total:
             bar.stop()
 
-    try:
+    with _stopping(bar):
         yield progress
-    finally:
-        bar.stop()
 
 
 @contextmanager
@@ -268,10 +273,8 @@ def jobs_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
             shown = tenths
             console.print(f"{done:,} of {total:,} {unit}")
 
-    try:
+    with _stopping(bar):
         yield progress
-    finally:
-        bar.stop()
 
 
 # Results as text

@@ -20,7 +20,7 @@ from toolkit.errors import ToolkitError
 from toolkit.inference import image as image_module
 from toolkit.inference import prepare, read_image
 from toolkit.inference.budget import MemoryBudget
-from toolkit.inference.image import is_picture_name, picture_suffixes, prepare_picture, read_picture
+from toolkit.inference.image import PICTURE_SUFFIXES, is_picture_name
 
 
 def noise(height: int = 32, width: int = 32, channels: int = 3) -> NDArray[np.uint8]:
@@ -100,11 +100,11 @@ def test_whole_pictures_are_upright_and_over_white(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(encoded(drawn, "PNG", exif=exif))
     expected = np.full((60, 20, 3), 255, np.uint8)
     expected[30:] = (10, 20, 30)
-    np.testing.assert_array_equal(read_picture(tmp_path / "x.png"), expected)
-    np.testing.assert_array_equal(read_picture((tmp_path / "x.png").read_bytes()), expected)
-    np.testing.assert_array_equal(prepare_picture(Image.open(tmp_path / "x.png")), expected)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.png", resize=False), expected)
+    np.testing.assert_array_equal(read_image((tmp_path / "x.png").read_bytes(), resize=False), expected)
+    np.testing.assert_array_equal(prepare(Image.open(tmp_path / "x.png"), resize=False), expected)
     with pytest.raises(ToolkitError, match=r"60 x 20 pixels; the limit is 1,000"):
-        read_picture(tmp_path / "x.png", max_pixels=1000)
+        read_image(tmp_path / "x.png", max_pixels=1000, resize=False)
 
 
 @pytest.mark.hostile
@@ -285,8 +285,8 @@ def test_formats_whose_readers_start_programs_are_refused() -> None:
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n"
     with pytest.raises(ToolkitError, match="EPS files are not decoded; convert"):
         read_image(eps)
-    assert not {".eps", ".ps", ".iim", ".h5", ".mpg", ".pdf"} & picture_suffixes()
-    assert {".png", ".jpg", ".jpeg", ".gif", ".webp", ".tif", ".bmp", ".mpo"} <= picture_suffixes()
+    assert not {".eps", ".ps", ".iim", ".h5", ".mpg", ".pdf"} & PICTURE_SUFFIXES
+    assert {".png", ".jpg", ".jpeg", ".gif", ".webp", ".tif", ".bmp", ".mpo"} <= PICTURE_SUFFIXES
 
 
 def test_is_picture_name() -> None:

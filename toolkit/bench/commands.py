@@ -1,23 +1,20 @@
 """The commands `cifar bench ...`: options in, one benchmark, its table printed."""
 
-import functools
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from toolkit import command_line
-from toolkit.command_line import note, print_result
+from toolkit.command_line import command, note, print_result
 from toolkit.files import require_writable
 from toolkit.options import BatchSizes, Data, Device, Json, Model, Quick, SkipDamaged
 
 bench = typer.Typer(
     help="Time training, prediction and deployment on this machine.", no_args_is_help=True, rich_markup_mode=None
 )
-bench_command = functools.partial(functools.partial, command_line.command, group=bench)
 
 
-@bench_command(name="train")
+@command(bench, name="train")
 def bench_train(
     device: Device = "auto", batch_size: BatchSizes = None, quick: Quick = False, json_output: Json = False
 ) -> None:
@@ -30,7 +27,7 @@ def bench_train(
     print_result(result.as_dict(), lambda: benchmark_lines(result), as_json=json_output)
 
 
-@bench_command(name="predict")
+@command(bench, name="predict")
 def bench_predict(
     model: Model = None,
     pictures: Annotated[int | None, typer.Option(help="Pictures in the folder. [default: 10000]")] = None,
@@ -45,7 +42,7 @@ def bench_predict(
     print_result(result.as_dict(), lambda: benchmark_lines(result), as_json=json_output)
 
 
-@bench_command(name="deploy")
+@command(bench, name="deploy")
 def bench_deploy(
     models: Annotated[list[Path] | None, typer.Argument(help="ONNX files. [default: the shipped model]")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="For PyTorch. [default: the shipped checkpoint]")] = None,
@@ -64,13 +61,12 @@ def bench_deploy(
 
     if plot is not None:
         require_writable(plot, suffix=".png")
-    sizes = batch_size or BATCH_SIZES
     result = measure(
         models or [],
         checkpoint=checkpoint,
         data=data,
         skip_damaged=skip_damaged,
-        batch_sizes=sizes,
+        batch_sizes=batch_size or BATCH_SIZES,
         quick=quick,
         progress=note,
     )

@@ -32,22 +32,16 @@ def format_label(text: str, *, limit: int = 40) -> str:
 def plot_curves(records: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:
     """Accuracy, loss and learning rate over epochs, from the lines of `metrics.jsonl`."""
     epochs = [record["epoch"] for record in records]
+    marker = "." if len(epochs) < 20 else ""
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     accuracy, loss, rate = figure.subplots(1, 3)
     for axes, name, factor in ((accuracy, "accuracy", 100.0), (loss, "loss", 1.0)):
         for part, label in (("train", "train (augmented)"), ("val", "validation")):
             values = [record[f"{part}_{name}"] for record in records]
             if None not in values:
-                axes.plot(
-                    epochs, [value * factor for value in values], label=label, marker="." if len(epochs) < 20 else ""
-                )
+                axes.plot(epochs, [value * factor for value in values], label=label, marker=marker)
         axes.legend(frameon=False)
-    rate.plot(
-        epochs,
-        [record["learning_rate"] for record in records],
-        color="tab:gray",
-        marker="." if len(epochs) < 20 else "",
-    )
+    rate.plot(epochs, [record["learning_rate"] for record in records], color="tab:gray", marker=marker)
     for axes, label in ((accuracy, "accuracy, %"), (loss, "cross-entropy, nats"), (rate, "learning rate")):
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid(alpha=0.3)

@@ -45,7 +45,8 @@ LARGE_PIXELS = 2**24
 # Above this, colors are converted in bands of so many pixels, which needs less memory.
 _BAND_PIXELS = 2**20
 
-_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+# The suffixes of all formats, in lower case and with their dot.
+PICTURE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 # Pillow loads the readers of the other formats by itself.
 _READERS = {"WEBP": "WebPImagePlugin", "TIFF": "TiffImagePlugin", "AVIF": "AvifImagePlugin"}
@@ -64,7 +65,11 @@ _UPRIGHT = {
 
 
 def read_image(
-    source: str | os.PathLike[str] | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS
+    source: str | os.PathLike[str] | bytes,
+    *,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    resize: bool = True,
 ) -> NDArray[np.uint8]:
     """Read a picture from a file, or from the bytes of one, as uint8 `(32, 32, 3)`, RGB.
 
@@ -72,18 +77,12 @@ def read_image(
         source: a path, or the contents of an image file.
         name: the picture's name in messages; by default its path.
         max_pixels: the largest picture that is decoded; at most `MAX_PIXELS`.
+        resize: False keeps the picture's size, `(height, width, 3)`: only upright, over white, and RGB.
 
     Raises:
         ToolkitError: not an ordinary file, not a picture, damaged, or too large; the message begins with the name.
     """
-    return read_image_and_size(source, name=name, max_pixels=max_pixels)[0]
-
-
-def read_picture(
-    source: str | os.PathLike[str] | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS
-) -> NDArray[np.uint8]:
-    """Read a picture as `read_image` does, but keep its size: uint8 `(height, width, 3)`, RGB, upright, over white."""
-    return _read(source, name, max_pixels, resize=False)[0]
+    return _read(source, name, max_pixels, resize=resize)[0]
 
 
 def read_image_and_size(
@@ -122,21 +121,16 @@ def count_pixels(content: bytes) -> int:
     return structure.width * structure.height
 
 
-def prepare(image: Image.Image) -> NDArray[np.uint8]:
+def prepare(image: Image.Image, *, resize: bool = True) -> NDArray[np.uint8]:
     """Convert a Pillow image of any mode and size to uint8 `(32, 32, 3)`, RGB, by the picture rule.
+
+    Args:
+        image: the picture.
+        resize: as in `read_image`.
 
     Raises:
         ToolkitError: the picture is damaged, of a refused format, or has more than `MAX_PIXELS` pixels.
     """
-    return _prepare_opened(image)
-
-
-def prepare_picture(image: Image.Image) -> NDArray[np.uint8]:
-    """As `prepare`, but at the picture's own size: uint8 `(height, width, 3)`."""
-    return _prepare_opened(image, resize=False)
-
-
-def _prepare_opened(image: Image.Image, *, resize: bool = True) -> NDArray[np.uint8]:
     with _convert_errors("the picture"):
         if image.format is not None and image.format not in {*FORMATS, "MPO"}:
             raise ToolkitError(f"{shorten(image.format)} files are not decoded; convert the picture to PNG or JPEG")
@@ -147,12 +141,7 @@ def _prepare_opened(image: Image.Image, *, resize: bool = True) -> NDArray[np.ui
 
 def is_picture_name(name: str) -> bool:
     """Whether a file name has the suffix of a format that can be decoded here."""
-    return os.path.splitext(name)[1].lower() in _SUFFIXES
-
-
-def picture_suffixes() -> frozenset[str]:
-    """The suffixes, in lower case and with their dot, of the formats that can be decoded here."""
-    return _SUFFIXES
+    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
 
 
 def _contents(file: BinaryIO, name: str, size: int) -> bytes:

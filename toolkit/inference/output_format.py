@@ -62,8 +62,8 @@ def _csv_lines(predictions: Iterable[Prediction], top: int) -> Iterator[str]:
 
 def _csv_row(values: list[Any]) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\r\n").writerow(values)  # before Python 3.13, only these are quoted in names
-    return line.getvalue().removesuffix("\r\n")
+    csv.writer(line, lineterminator="").writerow(values)
+    return line.getvalue()
 
 
 _FORMATS: dict[str, Callable[[Iterable[Prediction]], Iterator[str]]] = {

@@ -19,9 +19,7 @@ from toolkit.inference.image import (
     SIDE,
     is_picture_name,
     prepare,
-    prepare_picture,
     read_image,
-    read_picture,
 )
 
 STDIN = "-"
@@ -165,12 +163,11 @@ def _decode(source: Taken, *, resize: bool, max_pixels: int) -> Decoded:
         return "", source
     if isinstance(source, np.ndarray | Image.Image):
         image = source if isinstance(source, Image.Image) else Image.fromarray(source)
-        return "", prepare(image) if resize else prepare_picture(image)
-    read = read_image if resize else read_picture
+        return "", prepare(image, resize=resize)
     path = STDIN if isinstance(source, _Piped) else os.fspath(source)
     try:
         if isinstance(source, _Piped):
-            return path, read(source.content, name="standard input", max_pixels=max_pixels)
-        return path, read(path, max_pixels=max_pixels)
+            return path, read_image(source.content, name="standard input", max_pixels=max_pixels, resize=resize)
+        return path, read_image(path, max_pixels=max_pixels, resize=resize)
     except ToolkitError as error:
         return Failure(path, str(error))

@@ -16,8 +16,7 @@ def learning_rate(recipe: Recipe, epochs_done: float) -> float:
     if recipe.lr_schedule == "step_decay":
         milestones_passed = sum(epochs_done >= milestone for milestone in recipe.lr_milestones)
         return recipe.learning_rate * recipe.lr_gamma**milestones_passed
-    left = max(recipe.epochs - recipe.warmup_epochs, 1e-9)
-    progress = (epochs_done - recipe.warmup_epochs) / left  # in [0, 1)
+    progress = (epochs_done - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)  # in [0, 1)
     if recipe.lr_schedule == "linear":
         return recipe.learning_rate * (1 - progress)
     return recipe.learning_rate * (1 + math.cos(math.pi * progress)) / 2

@@ -18,7 +18,7 @@ from toolkit.inference import Failure, Prediction
 from toolkit.inference.image import count_pixels
 from toolkit.inference.output_format import format_predictions
 from toolkit.serving.access_log import CLIENT_GONE, AccessLog
-from toolkit.serving.limits import RequestLimits, RequestQueue
+from toolkit.serving.limits import RequestLimits, RequestQueue, refuse_compressed
 from toolkit.serving.metrics import Metrics
 from toolkit.serving.model import Picture, ServedModel
 from toolkit.serving.multipart import split_pictures
@@ -124,7 +124,7 @@ class Endpoints:
         return await self._intake.run(self._model.predict, picture, top=top, max_pixels=self._limits.pixels)
 
     def _requested_top(self, request: Request) -> int:
-        given = request.query_params.get("top", "1") if request.scope["query_string"] else "1"
+        given = request.query_params.get("top", "1")
         classes = len(self._model.session.class_names)
         if not (given.isascii() and given.isdecimal() and len(given) < 10 and 1 <= int(given) <= classes):
             raise HTTPException(400, f"top must be a whole number between 1 and {classes}, the number of classes")
@@ -151,8 +151,7 @@ def _reject_excess(pictures: list[Picture], limits: RequestLimits) -> dict[int, 
 
 def _check_content_type(request: Request) -> str:
     """Return the media type of a picture or a form; raise 415 for any other, and for a compressed body."""
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise HTTPException(415, "a body with a Content-Encoding is not accepted; send it as it is")
+    refuse_compressed(request)
     given = request.headers.get("content-type", "application/octet-stream")
     media_type = given.partition(";")[0].strip().lower()
     if media_type.startswith("image/") or media_type in ("application/octet-stream", _MULTIPART):

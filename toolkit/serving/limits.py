@@ -114,6 +114,12 @@ class RequestQueue:
             raise _busy(f"{self._limits.waiting} requests are waiting already")
 
 
+def refuse_compressed(request: Request) -> None:
+    """Raise 415 for a request whose body has a Content-Encoding."""
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise HTTPException(415, "a body with a Content-Encoding is not accepted; send it as it is")
+
+
 def _too_large(max_bytes: int) -> HTTPException:
     return HTTPException(413, f"the body has more than {max_bytes:,} bytes")
 

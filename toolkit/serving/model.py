@@ -9,7 +9,7 @@ from pathlib import Path
 from toolkit.errors import ToolkitError
 from toolkit.files import escape
 from toolkit.inference import Failure, Prediction, Session, open_model
-from toolkit.inference.image import read_image, read_picture
+from toolkit.inference.image import read_image
 from toolkit.inference.model_file import read_model
 from toolkit.inference.pipeline import predict_decoded
 
@@ -65,9 +65,13 @@ class ServedModel:
         Raises:
             ToolkitError: the model failed. A bad picture gives a `Failure`.
         """
-        read = read_picture if self.session.takes_pictures else read_image
         try:
-            image = read(picture.content, name=escape(picture.name) or None, max_pixels=max_pixels)
+            image = read_image(
+                picture.content,
+                name=escape(picture.name) or None,
+                max_pixels=max_pixels,
+                resize=not self.session.takes_pictures,
+            )
         except ToolkitError as error:
             return Failure(picture.name, str(error))
         return predict_decoded(self.session, [(picture.name, image)], top)[0]

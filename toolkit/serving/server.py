@@ -21,7 +21,7 @@ from toolkit.inference import find_model
 from toolkit.serving.app import create_app
 from toolkit.serving.limits import RequestLimits
 from toolkit.serving.metrics import FOLDER_VARIABLE
-from toolkit.serving.model import ModelCopy, ServedModel, copy_model, open_copy
+from toolkit.serving.model import ModelCopy, copy_model, open_copy
 from toolkit.serving.protocol import GuardedProtocol
 
 _BACKLOG = 2048
@@ -77,20 +77,18 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="cifar-serve-") as name:
         folder = Path(name)
         copy = copy_model(path, folder, provider=provider)
-        session = _open_as(path, copy).session
+        execution = _describe_execution(path, copy)
         app = WorkerApp(copy, max(1, available_cores() // workers), limits)
         with _listen(host, port) as listener:
-            announce(
-                f"Serving {escape(path)} (SHA-256 {copy.sha256}) at {_url(listener)}, "
-                f"{session.note or f'running on {session.provider}'}"
-            )
+            announce(f"Serving {escape(path)} (SHA-256 {copy.sha256}) at {_url(listener)}, {execution}")
             _run_one(app, listener) if workers == 1 else _run_several(app, listener, workers, folder)
 
 
-def _open_as(path: Path, copy: ModelCopy) -> ServedModel:
-    """Open the copy; errors name the original file."""
+def _describe_execution(path: Path, copy: ModelCopy) -> str:
+    """Open the copy once to check it, and describe its provider. Errors name the original file."""
     try:
-        return open_copy(copy)
+        session = open_copy(copy).session
+        return session.note or f"running on {session.provider}"
     except ToolkitError as error:
         raise type(error)(str(error).replace(escape(copy.path), escape(path))) from error
 

@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from toolkit import __version__
 from toolkit.files import quote
-from toolkit.serving.limits import RequestLimits, RequestQueue
+from toolkit.serving.limits import RequestLimits, RequestQueue, refuse_compressed
 from toolkit.serving.metrics import Metrics
 from toolkit.serving.model import ServedModel
 
@@ -102,8 +102,7 @@ class V2:
     async def infer(self, request: Request) -> Response:
         """Return both outputs for a tensor of images. Statuses: 200, 400, 404, 408, 413, 415, 503."""
         self._check_model(request)
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise HTTPException(415, "a body with a Content-Encoding is not accepted; send it as it is")
+        refuse_compressed(request)
         json_length = request.headers.get(_JSON_LENGTH)
         async with self._intake.body(request, max_bytes=self._limits.tensor_bytes) as content:
             response, count = await self._intake.run(self._infer, content, json_length)

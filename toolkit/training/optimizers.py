@@ -26,7 +26,7 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "Muon":
         convolutions = [p for p in weights if p.ndim == 4]
         linear = [p for p in weights if p.ndim != 4]
-        sgd_scale = recipe.sgd_learning_rate / recipe.learning_rate if recipe.learning_rate else 1.0
+        sgd_scale = recipe.sgd_learning_rate / recipe.learning_rate
         groups = [
             {"params": convolutions, "muon": True, "weight_decay": 0.0, "lr_scale": 1.0},
             {"params": linear, "muon": False, "weight_decay": recipe.weight_decay, "lr_scale": sgd_scale},

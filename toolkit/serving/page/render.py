@@ -128,7 +128,8 @@ def _data_block(name: str, media_type: str, content: str) -> str:
 
 
 def _embedded_blocks(model: PageModel) -> list[str]:
-    packed = {block: _packed_runtime_file(name) for block, name in RUNTIME_BLOCKS.items()}
+    files = _runtime()["files"]
+    packed = {block: _packed_runtime_file(name, files[name]["sha256"]) for block, name in RUNTIME_BLOCKS.items()}
     packed["model"] = gzip.compress(model.content, mtime=0)
     return [
         _data_block(block, "application/gzip;base64", base64.b64encode(data).decode()) for block, data in packed.items()
@@ -140,13 +141,13 @@ def _runtime() -> dict[str, Any]:
     return described
 
 
-def _packed_runtime_file(name: str) -> bytes:
+def _packed_runtime_file(name: str, sha256: str) -> bytes:
     """The gzipped file, after its contents were compared with their recorded SHA-256."""
     packed = (FOLDER / "runtime" / f"{name}.gz").read_bytes()
     try:
         found = hashlib.sha256(gzip.decompress(packed)).hexdigest()
     except (OSError, EOFError, zlib.error) as error:
         raise ToolkitError(f"{name}.gz is damaged ({error}); install the toolkit again") from error
-    if found != _runtime()["files"][name]["sha256"]:
+    if found != sha256:
         raise ToolkitError(f"{name}.gz is not the file that runtime.json records; install the toolkit again")
     return packed
