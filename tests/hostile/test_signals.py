@@ -42,8 +42,8 @@ def busy(where: str) -> None:
 def quick() -> None:
     print("started", flush=True)
 
-command(busy, group=app)
-command(quick, group=app)
+command(app)(busy)
+command(app)(quick)
 run_app(app)
 """
 
