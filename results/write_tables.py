@@ -814,13 +814,13 @@ def model_card() -> str:
 Both were made by `{preset["command"]}` and `cifar export`.
 
 - **Architecture**: ResNet-20 with 1x1 convolutions in the shortcuts, {run["parameters"]:,} parameters.
-- **Recipe**: the preset `{preset["preset"]}`, {run["epochs"]} epochs, seed {run["seed"]}; the metadata of the ONNX file hold all of it.
-- **Data**: all {run["train_images"]:,} training images of CIFAR-10 (Krizhevsky, 2009), none held out; weights of the last epoch.
+- **Recipe**: the preset `{preset["preset"]}`, {run["epochs"]} epochs, seed {run["seed"]}; the metadata of the ONNX file contain the complete recipe.
+- **Data**: all {run["train_images"]:,} training images of CIFAR-10 (Krizhevsky, 2009), without a validation split; weights of the last epoch.
 - **Test accuracy**: {evaluation["accuracy"]:.2%} ({evaluation["correct"]:,} of {evaluation["images"]:,} images), in PyTorch and in ONNX Runtime.
 - **Choices**: optimizer, learning rates, label smoothing and the size of the crops were chosen on validation images, in trials
   of 10 and 20 epochs.
 - **Calibration**: expected calibration error {evaluation["calibration_error"]:.4f} (15 bins), cross-entropy {evaluation["loss"]:.4f} nats.
-  Trained with label smoothing, the model gives probabilities that are lower than its accuracy.
+  Trained with label smoothing, the model is underconfident: its probabilities are below its accuracy.
 - **Parity with PyTorch**: largest logit difference {format_difference(figures["max_logit_difference"])}; labels that differ: {figures["differing_labels"]}.
 - **Checksums** (SHA-256): `model.onnx` {figures["sha256"]},
   `checkpoint.pt` {checkpoint}.
@@ -831,7 +831,7 @@ Both were made by `{preset["command"]}` and `cifar export`.
 
 **Limits**: every picture gets one of the ten classes; the probability means nothing for pictures unlike those of CIFAR-10.
 Pictures are reduced to 32x32 pixels. The photographs and labels of CIFAR-10 have the biases of their sources. The model was
-not tested against adversarial pictures, nor for any use in which a mistake does harm.
+not tested against adversarial pictures, nor for safety-critical use.
 """
 
 
