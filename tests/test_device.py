@@ -49,7 +49,7 @@ def test_a_note_names_the_share_of_time_without_a_core():
     assert describe_busy_cores(CPU, threads=2, seconds=10.0, waiting_seconds=7.0) == (
         "other programs use the same cores: the 2 training threads waited 35% of the time for a core, "
         "and for one another. If these programs keep running, stop the training with Ctrl-C and resume it with "
-        "OMP_NUM_THREADS=1: it may be faster"
+        "OMP_NUM_THREADS=1: it may be faster, and the weights then differ slightly"
     )
 
 

@@ -99,7 +99,7 @@ def describe_busy_cores(device: torch.device, *, threads: int, seconds: float, w
     return (
         f"other programs use the same cores: the {threads} training threads waited {share:.0%} of the time for a core, "
         "and for one another. If these programs keep running, stop the training with Ctrl-C and resume it with "
-        f"OMP_NUM_THREADS={max(1, int((1 - share) * threads))}: it may be faster"
+        f"OMP_NUM_THREADS={max(1, int((1 - share) * threads))}: it may be faster, and the weights then differ slightly"
     )
 
 

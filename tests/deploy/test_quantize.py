@@ -16,8 +16,8 @@ from models import ResNet, build_model
 from tests.support.deploy import Case, blocky_images, randomize, tiny_case, tiny_model, torchvision_logits
 from toolkit.data.images import Images
 from toolkit.deploy import Rejected, export_onnx, graph, verify
-from toolkit.deploy.comparison import find_difference
 from toolkit.deploy.export import export_graph
+from toolkit.deploy.graph_comparison import find_difference
 from toolkit.deploy.quantize import CALIBRATION_METHODS, choose_calibration_images, to_fp16, to_int8
 from toolkit.errors import UsageError
 from toolkit.inference.model_file import find_fault

@@ -1,8 +1,9 @@
-"""The gate: run the checks on an ONNX file in a fixed order, and reject the file at the first that fails.
+"""The gate: the checks on an ONNX file; the first that fails rejects it.
 
-The order: contents and valid ONNX; names, types and shapes; the graph against an export of the checkpoint; pixels
-against the picture rule if that is inside the graph; the same outputs in batches of random sizes; finite
-outputs; logits and labels against PyTorch over random images and the whole test set; accuracy; metadata. The gate
+`verification.verify` calls `check_file` (contents and valid ONNX; names, types and shapes), `check_graph` (the graph
+against an export of the checkpoint), `check_outputs` (pixels against the picture rule if that is inside the graph; the
+same outputs in batches of random sizes; finite outputs; softmax; logits and labels against PyTorch over random images
+and the whole test set; accuracy) and `check_metadata`, in this order. `export` calls the first and the third. The gate
 trusts no figure stored in the file: it computes each one.
 """
 
@@ -26,7 +27,7 @@ from toolkit.data.cifar import TEST_COUNT
 from toolkit.deploy import graph
 from toolkit.deploy.accuracy import compute_wilson_interval, macro_accuracy
 from toolkit.deploy.batches import draw_batches
-from toolkit.deploy.comparison import find_difference
+from toolkit.deploy.graph_comparison import find_difference
 from toolkit.deploy.metadata import find_mismatches, find_unverified_keys, read_metadata, required_correct
 from toolkit.deploy.odd_pictures import draw_pictures
 from toolkit.deploy.picture_input import expose_pixels
@@ -65,12 +66,13 @@ class Tolerances:
     batch_difference: float
 
 
-# Float32 implementations sum in different orders; for these networks logits (about 10) then differ by about 1e-5. 1e-3
-# leaves room for other CPUs, while a wrong weight, mean or channel order exceeds it by far. cuDNN's convolution
-# algorithms (Winograd, FFT) differ more from each other. float16 rounds each activation to 11 significant bits, without
-# a measurable loss of accuracy for these networks. int8 rounds to 8 bits, so only its accuracy is limited.
-# A library may choose its algorithm by batch size, which changes rounding; in int8, an activation near a rounding
-# boundary may move by one step.
+# fp32: implementations sum in different orders; for these networks logits (about 10) then differ by about 1e-5. 1e-3
+# leaves room for other CPUs, while a wrong weight, mean or channel order exceeds it by far.
+# fp32 on cuda: cuDNN's convolution algorithms (Winograd, FFT) differ more from each other.
+# fp16: each activation has 11 significant bits, without a measurable loss of accuracy for these networks.
+# int8: 8 bits, so only the accuracy is limited.
+# batch_difference: a library may choose its algorithm by batch size, which changes rounding; in int8, an activation
+# near a rounding boundary may move by one step.
 FP16 = Tolerances(logit_difference=0.1, points_lost=Fraction(5, 100), batch_difference=0.1)
 INT8 = Tolerances(logit_difference=None, points_lost=Fraction(3, 10), batch_difference=0.5)
 TOLERANCES = {
@@ -92,7 +94,7 @@ def check_arguments(*, min_accuracy: float | None, provider: str) -> None:
 
 
 class Gate:
-    """Runs the checks on the bytes of a model, collects figures, and stops at the first check that fails."""
+    """The checks on the bytes of a model, and the figures that they collect. Call `check_file` first."""
 
     def __init__(self, content: bytes, *, min_accuracy: float, provider: GateProvider) -> None:
         self.content = content
@@ -160,9 +162,9 @@ class Gate:
         self._require(images >= max(whole, 1), "test images", found=found, limit=limit)
         self._record(test_images=images, required_correct=required_correct(self.figures.min_accuracy, images))
         note(f"ONNX Runtime ({self.figures.provider}): {images:,} test images")
-        logits, probabilities = self._run(reference.images, classes=len(reference.class_names))
+        logits, probabilities = self._run_checked(reference.images, classes=len(reference.class_names))
         self._check_values(logits, probabilities)
-        self._check_parity(logits, reference)
+        self._compare_with_pytorch(logits, reference)
         self._check_accuracy(logits[RANDOM_COUNT:], reference)
 
     def check_metadata(self, reference: Reference) -> None:
@@ -173,7 +175,7 @@ class Gate:
             self.figures,
             reference,
             logit_tolerance=self.tolerances.logit_difference or 0.0,
-            image_tolerance=self._image_slack(),
+            image_tolerance=self._allowed_extra_errors(),
         )
         limit = "every key present, with the computed value"
         self._require(not found, "metadata", found="; ".join(found[:3]) or "as computed", limit=limit)
@@ -195,12 +197,12 @@ class Gate:
         self.checks.append(Check(name, found, limit, False))
         raise Rejected(self.report(passed=False))
 
-    def _run(self, images: NDArray[np.uint8], *, classes: int) -> tuple[Float32, Float32]:
+    def _run_checked(self, images: NDArray[np.uint8], *, classes: int) -> tuple[Float32, Float32]:
         """Run the images in batches of random sizes (`draw_batches`); return logits and probabilities, float32 (N, K).
 
         Checks the actual shapes of the outputs; `check_file` checked the declared ones.
         """
-        session, seed = self._open(), secrets.randbits(32)
+        session, seed = self._open_file(), secrets.randbits(32)
         self._record(batch_seed=seed)
         if self.figures.input == "picture":
             self._check_pixels(session)
@@ -211,7 +213,7 @@ class Gate:
             limit += ", for any number of images"
         for batch in batches:
             try:
-                outputs = session.run([graph.LOGITS, graph.PROBABILITIES], self._feed(images[batch]))
+                outputs = session.run([graph.LOGITS, graph.PROBABILITIES], self._make_input(images[batch]))
             except Exception as error:  # ONNX Runtime's errors have no common base
                 self._reject(name, found=f"with {len(batch)} images: {first_line(error)}", limit=limit)
             if wrong := [output.shape for output in outputs if output.shape != (len(batch), classes)]:
@@ -221,9 +223,9 @@ class Gate:
         self._require(True, name, found=found, limit=limit)
         order = np.concatenate(batches)
         logits, probabilities = (np.concatenate(outputs) for outputs in zip(*results, strict=True))
-        _, first = np.unique(order, return_index=True)  # where each image ran first
-        self._check_repeated(logits, logits[first][order], repeated=len(order) - len(images))
-        return logits[first], probabilities[first]
+        _, first_run = np.unique(order, return_index=True)
+        self._check_repeated(logits, logits[first_run][order], repeated=len(order) - len(images))
+        return logits[first_run], probabilities[first_run]
 
     def _check_repeated(self, logits: Float32, first: Float32, *, repeated: int) -> None:
         """Compare the logits of every run of an image with those of its first run, (N, K) each."""
@@ -238,7 +240,7 @@ class Gate:
         batches = draw_batches(images, seed=seed)
         return list(np.concatenate(batches)[:, None]) if self.figures.input == "picture" else batches
 
-    def _feed(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    def _make_input(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """uint8 (N, 32, 32, 3) as the input of the file."""
         if self.figures.input == "picture":
             return {graph.PICTURE: batch[0]}
@@ -247,10 +249,11 @@ class Gate:
     def _check_pixels(self, session: onnxruntime.InferenceSession) -> None:
         """Compare the pixels that the graph computes from synthetic pictures with the picture rule.
 
-        A copy of the graph outputs the pixels; equal logits show that the network receives the same pixels.
+        The pixels come from a copy of the graph. The file must give a picture the logits that it gives those pixels, so
+        its network receives them.
         """
         assert self.model is not None
-        copy = self._start(expose_pixels(self.model).SerializeToString())
+        copy = self._open_session(expose_pixels(self.model).SerializeToString())
         name, limit = "pixels", f"at most {LEVEL_LIMIT} level from the picture rule; 32x32 pictures unchanged"
         try:
             found = compare_pixels(
@@ -269,14 +272,14 @@ class Gate:
         difference, limit = f"{found.logits:.2g} from those of their 32x32 pixels", f"at most {PICTURE_LOGIT_LIMIT:g}"
         self._require(found.logits <= PICTURE_LOGIT_LIMIT, "logits, synthetic pictures", found=difference, limit=limit)
 
-    def _open(self) -> onnxruntime.InferenceSession:
+    def _open_file(self) -> onnxruntime.InferenceSession:
         """Open the file on the requested provider and on no other."""
-        session = self._start(self.content)
+        session = self._open_session(self.content)
         limit = f"the model opens with {PROVIDERS[self.provider]}"
         self._require(True, "ONNX Runtime", found=onnxruntime.__version__, limit=limit)
         return session
 
-    def _start(self, content: bytes) -> onnxruntime.InferenceSession:
+    def _open_session(self, content: bytes) -> onnxruntime.InferenceSession:
         """Open a session of `content` on the requested provider.
 
         The gate opens its own session, so that the checks do not depend on `toolkit.inference.session`.
@@ -286,7 +289,7 @@ class Gate:
         if provider not in available:
             raise ToolkitError(f"this ONNX Runtime has no {provider}; it has {_first_few(available)}")
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # errors are raised
+        options.log_severity_level = 4  # errors arrive as exceptions
         options.add_session_config_entry("session.load_model_format", "ONNX")  # never ONNX Runtime's own format
         with_options: list[Any] = [provider]
         if self.provider == "cpu":
@@ -315,22 +318,22 @@ class Gate:
         found, limit = f"{worst:.2g} from the softmax of the logits", f"at most {PROBABILITY_LIMIT:g}"
         self._require(worst <= PROBABILITY_LIMIT, "probabilities", found=found, limit=limit)
 
-    def _check_parity(self, logits: Float32, reference: Reference) -> None:
+    def _compare_with_pytorch(self, logits: Float32, reference: Reference) -> None:
         """Compare logits and labels with PyTorch's: over the random images, then over the test images."""
-        theirs = reference.logits
-        if theirs is None:
+        pytorch_logits = reference.logits
+        if pytorch_logits is None:
             self._report_only("parity with PyTorch", "not checked (no checkpoint)", "needs the checkpoint")
             return
         differences = []
         for name, part in [("random images", slice(RANDOM_COUNT)), ("test images", slice(RANDOM_COUNT, None))]:
-            differences.append(float(np.abs(logits[part] - theirs[part]).max()))
+            differences.append(float(np.abs(logits[part] - pytorch_logits[part]).max()))
             self._check_logits(name, differences[-1])
-            self._check_labels(name, logits[part], theirs[part])
-        differing = int((logits.argmax(1) != theirs.argmax(1))[RANDOM_COUNT:].sum())
+            self._check_labels(name, logits[part], pytorch_logits[part])
+        differing = int((logits.argmax(1) != pytorch_logits.argmax(1))[RANDOM_COUNT:].sum())
         self._record(
             max_logit_difference=max(differences),
             differing_labels=differing,
-            reference_correct=int((theirs[RANDOM_COUNT:].argmax(1) == reference.labels).sum()),
+            reference_correct=int((pytorch_logits[RANDOM_COUNT:].argmax(1) == reference.labels).sum()),
         )
 
     def _check_logits(self, name: str, difference: float) -> None:
@@ -341,26 +344,26 @@ class Gate:
         else:
             self._require(difference <= limit, check, found=found, limit=f"at most {limit:g}")
 
-    def _check_labels(self, name: str, logits: Float32, theirs: Float32) -> None:
-        differ = logits.argmax(1) != theirs.argmax(1)
+    def _check_labels(self, name: str, logits: Float32, pytorch_logits: Float32) -> None:
+        differ = logits.argmax(1) != pytorch_logits.argmax(1)
         check, found = f"labels, {name}", f"{int(differ.sum()):,} of {len(differ):,} differ"
         if self.tolerances.points_lost is not None:
             self._report_only(check, found, "reported")
             return
-        ties = _find_near_ties(theirs, self.tolerances)
+        ties = _find_near_ties(pytorch_logits, self.tolerances)
         limit = f"none, except {int(ties.sum()):,} near ties"
         self._require(not (differ & ~ties).any(), check, found=found, limit=limit)
 
     def _check_accuracy(self, logits: Float32, reference: Reference) -> None:
-        """Compare the count of correct test images with PyTorch's, then with the floor."""
+        """Compare the count of correct test images with PyTorch's, then with the required accuracy."""
         images, tolerances = len(reference.labels), self.tolerances
         matches = logits.argmax(1) == reference.labels
         correct, macro = int(matches.sum()), macro_accuracy(matches, reference.labels)
-        theirs = logits if reference.logits is None else reference.logits[RANDOM_COUNT:]
-        near_ties = int(_find_near_ties(theirs, tolerances).sum()) if tolerances.points_lost is None else 0
+        pytorch_logits = logits if reference.logits is None else reference.logits[RANDOM_COUNT:]
+        near_ties = int(_find_near_ties(pytorch_logits, tolerances).sum()) if tolerances.points_lost is None else 0
         self._record(test_correct=correct, test_accuracy=correct / images, near_ties=near_ties)
         if reference.logits is not None:
-            lost, allowed = (self.figures.reference_correct or 0) - correct, self._image_slack()
+            lost, allowed = (self.figures.reference_correct or 0) - correct, self._allowed_extra_errors()
             points = tolerances.points_lost
             reason = ", the near ties" if points is None else f" ({float(points):g} points)"
             found = f"{correct:,} right, and {self.figures.reference_correct:,} by PyTorch"
@@ -373,7 +376,7 @@ class Gate:
         limit = f"at least {required:,} ({self.figures.min_accuracy:g})"
         self._require(correct >= required, "accuracy", found=f"{correct:,} of {images:,} right", limit=limit)
 
-    def _image_slack(self) -> int:
+    def _allowed_extra_errors(self) -> int:
         """Return how many more test images the model may misclassify than PyTorch."""
         if self.tolerances.points_lost is None:
             return self.figures.near_ties or 0

@@ -1,9 +1,8 @@
 """Paths -> predictions, streamed: threads decode pictures and run the model, with a bounded number in memory.
 
-On the CPU each thread runs the model on the pictures that it has just decoded. Threads that share a batch wait for each
-other at every layer and for cores that are busy decoding: measured with resnet20 on two cores, waiting takes a fifth
-more processor time. On a GPU, one thread runs the model, since ONNX Runtime allocates buffers for each thread; the
-others decode.
+On the CPU each thread runs the model on the pictures that it has just decoded. With one batch shared by all threads,
+these wait for each other at every layer, which takes a fifth more processor time (resnet20, two cores). On a GPU, one
+thread runs the model, since ONNX Runtime allocates buffers for each thread; the others decode.
 
 On the CPU, the caller can request additional processes for many pictures (`toolkit.inference.sharing`).
 """
@@ -135,26 +134,27 @@ def classify(
 ) -> Iterator[Prediction | Failure]:
     """Predict single pictures as `stream` does, from paths or in memory; pass each `Failure` through.
 
-    On the CPU, a thread first calls `predict_elsewhere`, and then predicts the pictures for which this returned None.
+    On the CPU, a thread first calls `predict_elsewhere`, and then predicts the pictures without a result itself: all of
+    them if it returned None, because no process is idle.
     """
-    share = min(batch_size, _CHUNK if predict_elsewhere is None else _CHUNK_WITH_PROCESSES)
+    chunk_size = min(batch_size, _CHUNK if predict_elsewhere is None else _CHUNK_WITH_PROCESSES)
     if session.takes_pictures:  # of any size: one at a time in memory
-        workers = share = 1
+        workers = chunk_size = 1
 
-    def predict_several(several: list[Taken]) -> list[Prediction | Failure]:
-        found = predict_elsewhere(several, top) if predict_elsewhere else None
-        found = [None] * len(several) if found is None else found
-        rest = [source for source, result in zip(several, found, strict=True) if result is None]
+    def predict_chunk(chunk: list[Taken]) -> list[Prediction | Failure]:
+        found = predict_elsewhere(chunk, top) if predict_elsewhere else None
+        found = [None] * len(chunk) if found is None else found
+        rest = [source for source, result in zip(chunk, found, strict=True) if result is None]
         decoded = decode_several(rest, resize=not session.takes_pictures)
         here = iter(predict_decoded(session, decoded, top) if rest else ())
         return [next(here) if result is None else result for result in found]
 
     if session.provider == "cpu" or session.takes_pictures:
-        with closing(_run_in_threads(predict_several, sources, threads=workers, share=share)) as results:
+        with closing(_run_in_threads(predict_chunk, sources, threads=workers, chunk_size=chunk_size)) as results:
             yield from results
         return
     with closing(
-        _run_in_threads(decode_several, sources, threads=workers, share=share, ahead=2 * batch_size)
+        _run_in_threads(decode_several, sources, threads=workers, chunk_size=chunk_size, min_buffered=2 * batch_size)
     ) as decoded:
         while batch := list(islice(decoded, batch_size)):
             yield from predict_decoded(session, batch, top)
@@ -176,26 +176,26 @@ def _run_in_threads(
     sources: Iterable[Source | Failure],
     *,
     threads: int,
-    share: int,
-    ahead: int = 0,
+    chunk_size: int,
+    min_buffered: int = 0,
 ) -> Generator[_Result, None, None]:
-    """Yield the results of `work` in the order of the sources; each call receives `share` sources.
+    """Yield the results of `work` in the order of the sources; each call receives a chunk of up to `chunk_size`.
 
-    At most two shares a thread are in memory at any time, or `ahead` sources where that is more.
+    At most two chunks a thread are in memory at any time, or `min_buffered` sources if that is more.
     """
     sources = iter(sources)
-    limit = max(2 * threads, ahead // share)
+    limit = max(2 * threads, min_buffered // chunk_size)
     pending: deque[Future[list[_Result]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="predict") as pool:
         try:
-            while several := [take(source) for source in islice(sources, share)]:
-                pending.append(pool.submit(work, several))
+            while chunk := [take(source) for source in islice(sources, chunk_size)]:
+                pending.append(pool.submit(work, chunk))
                 while pending and (len(pending) >= limit or pending[0].done()):
                     yield from pending.popleft().result()
             while pending:
                 yield from pending.popleft().result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # drop the queued chunks, wait for the running ones
 
 
 def predict_decoded(session: Session, batch: Sequence[Decoded], top: int) -> list[Prediction | Failure]:
@@ -203,7 +203,7 @@ def predict_decoded(session: Session, batch: Sequence[Decoded], top: int) -> lis
 
     Args:
         session: the open model.
-        batch: the decoded pictures, or the `Failure` to decode one.
+        batch: decoded pictures, with a `Failure` in place of one that could not be decoded.
         top: the number of classes that each prediction lists.
 
     Raises:

@@ -34,7 +34,7 @@ class TrainingStep:
     Args:
         network: in channels_last layout, on the device.
         optimizer: from `make_optimizer`, over the network's parameters.
-        recipe: augmentation and loss.
+        recipe: augmentation, label smoothing, batch size and highest learning rate.
         images: the padded training images (`augment.pad`), uint8 (N, S, S, 3), on the device.
         labels: int64 (N,), on the device.
         statistics: channel means and standard deviations that normalize the images.

@@ -1,7 +1,7 @@
 """The training loop: `train` runs the epochs, keeps the best and the last checkpoint on disk, and writes a summary.
 
 All randomness of an epoch depends only on the seed and the epoch number. A run can therefore be resumed after any epoch
-without saved generator states, and gives bit-identical weights on the same machine.
+without saved generator states, and gives bit-identical weights on the same machine, with the same number of threads.
 """
 
 import dataclasses
@@ -242,7 +242,8 @@ class _Trainer:
         self.run.remove_leftovers()
         if (began_in := last.training.get("precision", self.precision)) != self.precision:
             self.note(
-                f"the run began in {shorten(str(began_in))} and resumes in {self.precision}: its weights will differ"
+                f"the last epoch was trained in {shorten(str(began_in))}, and the run resumes in {self.precision}: its "
+                "weights will differ from those of an uninterrupted run"
             )
         self.epoch = last.epoch
 
