@@ -64,7 +64,7 @@ def test_the_picture_is_a_png_file(result: BenchmarkResult, tmp_path: Path) -> N
 
 
 def test_a_side_that_fails_keeps_its_reason(files: tuple[Path, Path]) -> None:
-    side = benchmark._side("onnx", files[0], "nowhere")
+    side = benchmark._side("onnx", files[0], "nowhere", name=files[0].name)
     (failed,) = measure([side], [2], rounds=1, seconds=0)
     assert failed.timings == ()
     assert "unknown provider" in failed.note

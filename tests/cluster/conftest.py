@@ -1,5 +1,6 @@
 """A Ray cluster of this machine, whose nodes can be killed."""
 
+import os
 import sys
 import tempfile
 
@@ -26,6 +27,7 @@ def ray_folder():
 def ray_head(ray_folder, tmp_path_factory):
     """A cluster with a head that has no CPU, so that no job runs there."""
     import ray
+    from ray._private.utils import get_ray_address_file
     from ray.cluster_utils import Cluster
 
     settings = {
@@ -36,6 +38,7 @@ def ray_head(ray_folder, tmp_path_factory):
     head = {"num_cpus": 0, "temp_dir": ray_folder, "_system_config": settings, **SMALL}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))  # of pictures, for the jobs too
+        os.makedirs(os.path.dirname(get_ray_address_file(None)), exist_ok=True)  # Ray writes there, whatever `temp_dir`
         cluster = Cluster(initialize_head=True, head_node_args=head)
         yield cluster
         ray.shutdown()

@@ -358,7 +358,7 @@ def test_other_fields_and_too_many_are_refused(change: Callable[[ModelProto], No
 
 def test_a_second_import_of_the_same_opset_is_refused() -> None:
     fault = fault_of(lambda model: model.opset_import.append(helper.make_opsetid("", 18)))
-    assert fault == "has two values for opset_import in its model, where a model of this toolkit has one"
+    assert fault == "has two values for opset_import in its model, where `cifar export` writes one"
 
 
 def test_33_million_empty_dimensions_are_not_parsed() -> None:

@@ -191,7 +191,7 @@ def test_a_file_that_is_no_model_is_named_as_the_user_knows_it(tmp_path: Path) -
     path.write_bytes(tiny_model(images="x").SerializeToString())
     done = run_serve("--model", path)
     assert done.returncode == 1
-    found = "does not have the interface of the models of this toolkit. Found: inputs x "
+    found = "does not have the interface of this toolkit's models. Found: inputs x "
     assert done.stderr.startswith(f"error: {path} {found}")
 
 
