@@ -384,3 +384,12 @@ def test_mutated_files_give_a_picture_or_a_toolkit_error(seed: bytes, changes: l
         message = str(error)
     assert message.isprintable()
     assert shape == (32, 32, 3)
+
+
+def test_a_bmp_with_the_short_header_of_os2() -> None:
+    """Two by two pixels: 26 bytes of headers, and rows padded to eight bytes; 42 in all."""
+    row = bytes((0, 0, 200)) * 2 + bytes(2)
+    content = b"BM" + struct.pack("<IHHI", 42, 0, 0, 26) + struct.pack("<IHHHH", 12, 2, 2, 1, 24) + row * 2
+    assert_all(read_image(content), (200, 0, 0))
+    with pytest.raises(ToolkitError, match="it ends in its header"):
+        read_image(content[:25])

@@ -260,7 +260,8 @@ def test_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(expand([os.path.join("i?", "*.png")])) == [os.path.join("in", "d.png")]
     assert len(list(expand(["**/*.png"]))) == len(list(expand([str(tmp_path / "**" / "*.png")]))) == 5
     assert list(expand(["i*"])) == [os.path.join("in", "d.png"), os.path.join("in", "deep", "e.png")]
-    assert list(expand(["**/.hidden/*.png"])) == [os.path.join(".hidden", "f.png")]
+    for pattern in ("**/.hidden/*.png", ".h*/**/*.png"):
+        assert list(expand([pattern])) == [os.path.join(".hidden", "f.png")]
     for pattern in ("*.bmp", "**.bmp"):
         [failure] = expand([pattern])
         assert isinstance(failure, Failure)

@@ -33,9 +33,9 @@ class Workload:
 
 
 def run_worker(prepare: Callable[[dict[str, Any]], Workload]) -> None:
-    """Prepare a subject with the options from `toolkit.bench.harness.Worker`, and time it for each order.
+    """Prepare a workload with the options from `toolkit.bench.harness.Worker`, and time it for each order.
 
-    Send an answer when the subject is ready, after each order, and at the end of the orders. On an exception, answer
+    Send an answer when the workload is ready, after each order, and at the end of the orders. On an exception, answer
     with its first line and exit. Stdout carries only answers: the output of libraries goes to stderr.
     """
     answers = os.fdopen(os.dup(1), "w")

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -59,10 +60,11 @@ def _matches(pattern: str) -> list[str]:
     if "**" not in whole.parts:  # else not a pattern of its own, and equal to *
         return sorted(glob.iglob(pattern))
     # pathlib's ** does not follow links to folders, so a loop of links ends; glob's does. pathlib matches hidden names.
+    named = [part for part in whole.parts if part.startswith(".")]
     matches = []
     for path in Path(whole.anchor).glob(str(whole.relative_to(whole.anchor))):
-        hidden = {part for part in path.parts if part.startswith(".")} - set(whole.parts)
-        if not hidden and not path.is_dir():
+        hidden = (part for part in path.parts if part.startswith("."))
+        if all(any(fnmatch(part, name) for name in named) for part in hidden) and not path.is_dir():
             matches.append(str(path))
     return sorted(matches)
 
