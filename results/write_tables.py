@@ -280,9 +280,12 @@ def validation_sentence(run: str) -> str:
     best, last = summary["best"], summary["last"]
     if best["validation"] is None:
         return ""
+    epochs = [json.loads(line) for line in (ROOT / run / "metrics.jsonl").read_text().splitlines()]
+    middle = epochs[len(epochs) // 2 - 1]
     return (
-        f". Highest validation accuracy {best['validation']['accuracy']:.2%}, after epoch {best['epoch']}; after the last "
-        f"epoch {last['val_accuracy']:.2%}, and {last['train_accuracy']:.2%} of the training images, without augmentation: "
+        f". Highest validation accuracy {best['validation']['accuracy']:.2%}, after epoch {best['epoch']}; after "
+        f"epoch {middle['epoch']}, half of the run, {middle['val_accuracy']:.2%}; after the last epoch "
+        f"{last['val_accuracy']:.2%}, and {last['train_accuracy']:.2%} of the training images, without augmentation: "
         f"a generalization gap of {100 * last['generalisation_gap']:.1f} points "
         f"([learning curves](../{run}/curves.png), [every epoch](../{run}/metrics.jsonl))"
     )
