@@ -1,13 +1,12 @@
 """Compare the time to 91% test accuracy of `fast` with that of the same preset before Muon (`fast-sgd.toml`).
 
-    python -m results.time_to_91 [--rounds 2] [--output results/time-to-91.json]
+    python -m results.time_to_91 [--rounds 2] [--output FILE]
 
 It needs CIFAR-10 and an idle machine. In each round, one process per side trains for two epochs: the first on 24x24
 crops, the second on 32x32. The time of a whole run, from process start to the end, is extrapolated: the medians of the
 epoch times, each multiplied by the recipe's number of such epochs, plus the median of the time that the process spends
-outside its epochs. Both presets reach 91%: `fast` in three seeds, the one
-before Muon in the one that was trained (presets.json).
-The rest includes measuring the accuracy on the training images at the end.
+outside its epochs, which includes measuring the accuracy on the training images at the end. Both presets reach 91%:
+`fast` in three seeds, the one before Muon in the one that was trained (presets.json).
 """
 
 import argparse

@@ -14,7 +14,7 @@ The JSON files stand in `results/`, those of the shipped model in `toolkit/weigh
   of speed has, in the place of these figures, `speed`: the benchmark's `file`, and how the names of the sides begin that
   were `tried` and that they are compared with (`base`).
 - `bench-*.json`, `limits/*.json`: the output of `cifar bench ... --json`; `export-*.json`: of `cifar export --json`.
-- `time-to-91.json`: written by `time_to_91.py`; `note`, optional and added by hand, is printed below the ratio.
+- `time-to-91/*.json`: written by `time_to_91.py`; `note`, added by hand, is printed beside the ratio.
 - `calibration.json`: written by `choose_calibration.py`.
 """
 
@@ -642,27 +642,34 @@ def optimizer_section() -> str:
 
 
 def time_to_91_section() -> str:
-    found = read(RESULTS / "time-to-91.json")
-    rounds = len(found["sides"]["Muon"]["rounds"])
+    files = ["time-to-91/one-round.json", "time-to-91/two-rounds.json"]
+    runs = [read(RESULTS / file) for file in files]
     rows = []
-    for optimizer, side in found["sides"].items():
-        medians = [
-            statistics.median(times[name] for times in side["rounds"])
-            for name in ("epoch_24", "epoch_32", "outside_epochs")
-        ]
-        counts = f"{side['epochs_24']} + {side['epochs_32']}"
-        times = [f"{seconds:.0f} s" for seconds in medians]
-        rows.append([f"`{side['recipe']}`", optimizer, counts, *times, f"{side['seconds'] / 60:.0f} min"])
-    headings = ["recipe", "optimizer", "epochs, 24x24 + 32x32", "epoch, 24x24", "epoch, 32x32", "rest", "whole run"]
+    for run in runs:
+        for optimizer, side in run["sides"].items():
+            medians = [
+                statistics.median(times[name] for times in side["rounds"])
+                for name in ("epoch_24", "epoch_32", "outside_epochs")
+            ]
+            counts = f"{side['epochs_24']} + {side['epochs_32']}"
+            times = [f"{seconds:.0f} s" for seconds in medians]
+            whole = f"{side['seconds'] / 60:.0f} min"
+            rows.append([str(len(side["rounds"])), f"`{side['recipe']}`", optimizer, counts, *times, whole])
+    headings = ["rounds", "recipe", "optimizer", "epochs, 24x24 + 32x32"]
+    headings += ["epoch, 24x24", "epoch, 32x32", "rest", "whole run"]
+    ratios = " and ".join(f"**{run['ratio']:.1f}**" for run in runs)
+    notes = "\n".join(f"- Rounds: {len(run['sides']['Muon']['rounds'])}. {run['note']}" for run in runs)
     lines = sources(
-        command=f"python -m results.time_to_91 --rounds {rounds} --output results/time-to-91.json",
-        files=["time-to-91.json"],
-        machine=f"{found['device']}; torch {found['torch']}",
-        n=f"rounds: {rounds}, the two sides in turn",
+        command="python -m results.time_to_91 --rounds ROUNDS --output FILE",
+        files=files,
+        machine=f"{runs[0]['device']}, a different machine for each run; torch {runs[0]['torch']}",
+        n="the first column, the two sides in turn; medians",
     )
     return f"""The preset `fast` and the same preset before Muon, from process start to the end of the run, extrapolated from single
-epochs: before Muon it took **{found["ratio"]:.1f} times** as long. Both reach 91% on the test set:
-`fast` in three seeds, the preset before Muon in the one that was trained. {found.get("note", "")}
+epochs. Both reach 91% on the test set: `fast` in three seeds, the preset before Muon in the one that was trained. Before
+Muon it took {ratios} times as long, in two runs of the benchmark; neither machine was quiet:
+
+{notes}
 
 {table(headings, rows)}
 
