@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from toolkit.data.dataset import find_data, identify_data
 from toolkit.evaluation.plots import MAX_PICTURES
 from toolkit.recipes.recipe import Recipe, recipe_keys
 from toolkit.runs import location
-from toolkit.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from toolkit.runs.checkpoint import Checkpoint, identify_checkpoint, load_checkpoint, save_checkpoint
 from toolkit.training import launch
 
 pytestmark = pytest.mark.slow
@@ -76,7 +78,20 @@ def test_a_finished_run_is_not_resumed(trained, cifar):
 def test_resume_keeps_its_own_recipe(trained, cifar):
     done = cifar("train", "--resume", "demo-resnet20-seed0", "--epochs", 3, cwd=trained[0])
     assert done.returncode == 2
-    assert "leave out --recipe, --name, --init and the flags of the recipe" in done.stderr
+    assert "leave out --recipe, --name, --init, --teacher and the flags of the recipe" in done.stderr
+
+
+def test_distillation_from_a_run(trained, cifar):
+    folder, _ = trained
+    options = ("--recipe", "demo", "--data", "demo", "--epochs", 1, "--name", "student", "--json")
+    done = cifar("train", *options, "--teacher", "demo-resnet20-seed0", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    recipe = tomllib.loads((folder / "runs/student/recipe.toml").read_text())
+    assert recipe["distillation_weight"] == launch.DISTILLATION_WEIGHT
+    taught_by = load_checkpoint(folder / "runs/demo-resnet20-seed0/best.pt")
+    assert json.loads(done.stdout)["teacher"] == identify_checkpoint(taught_by)
+    assert "Distillation from resnet20: " in done.stderr
+    shutil.rmtree(folder / "runs/student")  # the other tests expect one run
 
 
 def test_evaluate_a_run_as_table_json_and_picture(trained, cifar):

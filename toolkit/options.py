@@ -50,6 +50,10 @@ Init = Annotated[
         "--init", help="Run or checkpoint with the initial weights, or `shipped`. The default recipe is then finetune."
     ),
 ]
+Teacher = Annotated[
+    str | None,
+    typer.Option("--teacher", help="Run or checkpoint of a trained network to distill from."),
+]
 Seeds = Annotated[
     int | None, typer.Option("--seeds", help="Train seeds 0 to N-1; repeat the command to resume.", min=1, metavar="N")
 ]

@@ -7,11 +7,17 @@ from torchvision.transforms import functional as tv
 
 from toolkit.data.channels import normalize
 from toolkit.data.cifar import MEAN, STD
-from toolkit.training.augment import crop_and_flip, mixup, pad
+from toolkit.training.augment import cut_windows, draw_windows, mixup, pad
 
 
 def random_images(count: int) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+
+
+def crop_and_flip(images, indices, *, size, **options):
+    """Cut a new window out of each of the padded images."""
+    windows = draw_windows(len(indices), room=images.shape[1] - size, device=images.device, **options)
+    return cut_windows(images, indices, windows, size=size)
 
 
 def windows_of(image: torch.Tensor, padding: int, size: int) -> dict[bytes, tuple[int, int, bool]]:

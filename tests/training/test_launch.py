@@ -3,6 +3,7 @@
 import pytest
 
 from toolkit.errors import ToolkitError
+from toolkit.runs.checkpoint import SHIPPED_CHECKPOINT, identify_checkpoint, load_checkpoint
 from toolkit.training.launch import LaunchOptions, launch
 
 
@@ -59,3 +60,17 @@ def test_a_failure_keeps_the_folders_that_existed_before(tmp_path):
     with pytest.raises(RuntimeError):
         begin(tmp_path, fail, name="shared")
     assert sorted(path.name for path in (tmp_path / "shared").glob("seed*")) == ["seed0", "seed1"]
+
+
+def test_a_teacher_is_in_each_run_and_in_the_command_that_resumes(tmp_path):
+    teacher = str(SHIPPED_CHECKPOINT)
+
+    def interrupt(options, runs, source):
+        for run in runs:
+            assert identify_checkpoint(load_checkpoint(run.teacher)) == identify_checkpoint(load_checkpoint(teacher))
+            assert run.read_recipe().distillation_weight == 0.5
+        runs[0].last.write_bytes(b"a checkpoint")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=f"--teacher {teacher}"):
+        begin(tmp_path, interrupt, name="taught", teacher=teacher, changes={"distillation_weight": 0.5})

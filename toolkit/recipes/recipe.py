@@ -28,8 +28,6 @@ MAX_COUNT = 1_000_000  # largest number of epochs, images per step, validation i
 MAX_RATE = 1_000_000
 # Keys of earlier versions with their default values: a key with its default is ignored.
 REMOVED_KEYS: dict[str, float] = {
-    "distillation_weight": 0.0,
-    "distillation_temperature": 4.0,
     "ema_decay": 0.0,
     "random_erasing": 0.0,
 }
@@ -92,6 +90,11 @@ class Recipe:
     )
     dropout_rate: float = _key(0.3, "dropout before the linear layer", low=0, high=0.9999)
     label_smoothing: float = _key(0.0, "share of each label that is spread evenly over the classes", low=0, high=0.9999)
+    distillation_weight: float = _key(0.0, "share of the teacher in the loss; 0 for no teacher", low=0, high=1)
+    distillation_temperature: float = _key(4.0, "divides the logits of teacher and student", low=1, high=100)
+    teacher_views: int = _key(
+        16, "augmented views of each image that the teacher classifies, once each", low=1, high=MAX_COUNT
+    )
     batch_size: int = _key(32, "images per step", low=1, high=MAX_COUNT)
     epochs: int = _key(150, "passes over the training images", low=1, high=MAX_COUNT)
     early_stopping: int | bool = _key(False, "epochs without a better validation accuracy that end the run, or false")

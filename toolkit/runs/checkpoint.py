@@ -40,11 +40,13 @@ _KINDS: dict[str, Any] = {
     "weights": dict,
     "training": dict | None,
     "init": dict | None,
+    "teacher": dict | None,
     "channels": dict,
 }
 # Values of keys that are left out when they hold the default, as in files from before these keys existed.
 _DEFAULTS: dict[str, Any] = {
     "init": None,
+    "teacher": None,
     "channels": {"mean": list(CIFAR10_STATISTICS.mean), "std": list(CIFAR10_STATISTICS.std)},
 }
 
@@ -65,6 +67,7 @@ class Checkpoint:
         training: state from which training resumes (optimizer, seconds, precision); None in a checkpoint that cannot
             be resumed.
         init: identity of the checkpoint that the run started from (`identify_checkpoint`); None for random weights.
+        teacher: identity of the network that the run distills from; None without distillation.
         statistics: by which the network's images are normalized.
         sha256: of the file that was loaded; None for a checkpoint in memory.
     """
@@ -79,6 +82,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     training: dict[str, Any] | None = None
     init: dict[str, Any] | None = None
+    teacher: dict[str, Any] | None = None
     statistics: ChannelStatistics = CIFAR10_STATISTICS
     sha256: str | None = None
 
@@ -190,7 +194,7 @@ def _describe(value: Any) -> str:
 
 
 def identify_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The record of initial weights in a run: "model", "recipe" and "weights_sha256"."""
+    """The record of initial weights, or of a teacher, in a run: "model", "recipe" and "weights_sha256"."""
     return {"model": checkpoint.model, "recipe": checkpoint.recipe, "weights_sha256": _sha256(checkpoint.weights)}
 
 

@@ -52,6 +52,11 @@ class RunFolder:
         return self.path / "init.pt"
 
     @property
+    def teacher(self) -> Path:
+        """The checkpoint that the run distills from; missing in a run without distillation."""
+        return self.path / "teacher.pt"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 
@@ -94,10 +99,11 @@ class RunFolder:
         with replacing(self.recipe_path) as temporary:
             temporary.write_text(recipe.as_toml(), encoding="utf-8")
 
-    def write_inputs(self, recipe: Recipe, init: Checkpoint | None) -> None:
-        """Write `init.pt` if there is one, then `recipe.toml`, which marks the folder as a run."""
-        if init is not None:
-            save_checkpoint(dataclasses.replace(init, training=None), self.init)
+    def write_inputs(self, recipe: Recipe, init: Checkpoint | None, teacher: Checkpoint | None = None) -> None:
+        """Write `init.pt` and `teacher.pt` if there are any, then `recipe.toml`, which marks the folder as a run."""
+        for checkpoint, path in ((init, self.init), (teacher, self.teacher)):
+            if checkpoint is not None:
+                save_checkpoint(dataclasses.replace(checkpoint, training=None), path)
         self.write_recipe(recipe)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
@@ -199,7 +205,13 @@ def _is_record(values: dict[str, Any]) -> bool:
 
 
 def create_run(
-    recipe: Recipe, *, stem: str, name: str | None = None, root: Path = RUNS, init: Checkpoint | None = None
+    recipe: Recipe,
+    *,
+    stem: str,
+    name: str | None = None,
+    root: Path = RUNS,
+    init: Checkpoint | None = None,
+    teacher: Checkpoint | None = None,
 ) -> RunFolder:
     """Create a folder under `root` that holds the recipe; an existing folder is never used.
 
@@ -212,6 +224,7 @@ def create_run(
         name: requested name.
         root: the folder of runs.
         init: the checkpoint that the run starts from, written as `init.pt`; None for random weights.
+        teacher: the checkpoint that the run distills from, written as `teacher.pt`.
 
     Raises:
         UsageError: the name is taken, or cannot be the name of a folder.
@@ -221,7 +234,7 @@ def create_run(
         require_name(name)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        return RunFolder(_make_folder(root, [name] if name else _number_names(stem), recipe, init))
+        return RunFolder(_make_folder(root, [name] if name else _number_names(stem), recipe, init, teacher))
     except OSError as error:
         raise ToolkitError(f"cannot create a run folder in {escape(root)}: {error.strerror or error}") from error
 
@@ -239,12 +252,14 @@ def _number_names(stem: str) -> list[str]:
     return [stem, *(f"{stem}-{number}" for number in range(2, 10_000))]
 
 
-def _make_folder(root: Path, names: list[str], recipe: Recipe, init: Checkpoint | None) -> Path:
+def _make_folder(
+    root: Path, names: list[str], recipe: Recipe, init: Checkpoint | None, teacher: Checkpoint | None
+) -> Path:
     """Create the first folder that does not exist yet; the rename decides, so two processes never share one."""
     for name in names:
         try:
             with create_folder_atomically(root / name) as temporary:
-                RunFolder(temporary).write_inputs(recipe, init)
+                RunFolder(temporary).write_inputs(recipe, init, teacher)
         except FileExistsError:
             continue
         return root / name

@@ -32,7 +32,7 @@ FIGURES = (  # summarized over the seeds; those that need validation images may 
 )  # fmt: skip
 CONDITIONS = (  # recorded once if equal for all seeds, else for each seed
     "model", "parameters", "epochs", "train_images", "val_images", "device", "step", "precision", "data", "findings",
-    "init", "libraries",
+    "init", "teacher", "libraries",
 )  # fmt: skip
 
 
@@ -164,6 +164,7 @@ def begin_seeds(
     name: str,
     root: Path = RUNS,
     init: Checkpoint | None = None,
+    teacher: Checkpoint | None = None,
 ) -> SeedRuns:
     """Create the run folders of the seeds 0 to `seeds` - 1; keep those that exist.
 
@@ -177,11 +178,12 @@ def begin_seeds(
         name: of the folder under `root`.
         root: the folder of runs.
         init: the checkpoint that every run starts from; None for random weights.
+        teacher: the checkpoint that every run distills from; None without distillation.
 
     Raises:
         UsageError: fewer than one seed, more than `MAX_SEEDS`, or fewer than exist; the folder holds runs of another
             recipe, or is a single run; `name` cannot name a folder.
-        ToolkitError: the existing runs have other data or other initial weights; a file cannot be read or written.
+        ToolkitError: the existing runs have other data, initial weights or teacher; a file cannot be read or written.
     """
     if not 1 <= seeds <= MAX_SEEDS:
         raise UsageError(f"the number of seeds must be a whole number from 1 to {MAX_SEEDS:,}, not {seeds}")
@@ -198,12 +200,12 @@ def begin_seeds(
             )
         if other := _find_other_recipe(begun, recipe):
             raise UsageError(f"{other}: use that recipe, or another --name")
-        _require_same_init(begun, init)
+        _require_same_inputs(begun, init, teacher)
         _require_same_data(begun, source)
     seed_runs = SeedRuns(path, seeds)
     for seed, run in enumerate(seed_runs.runs):
         if not run.recipe_path.is_file():
-            run.write_inputs(_set_seed(recipe, seed), init)
+            run.write_inputs(_set_seed(recipe, seed), init, teacher)
     return seed_runs
 
 
@@ -255,15 +257,21 @@ def _describe_differences(before: Recipe, now: Recipe) -> str:
     return ", ".join(f"{name} was {old!r}, now {new!r}" for name, old, new in pairs if old != new)
 
 
-def _require_same_init(begun: SeedRuns, init: Checkpoint | None) -> None:
-    """Raise `ToolkitError` if existing runs start from other weights."""
-    wanted = identify_checkpoint(init) if init else None
+def _require_same_inputs(begun: SeedRuns, init: Checkpoint | None, teacher: Checkpoint | None) -> None:
+    """Raise `ToolkitError` if existing runs start from other weights, or distill from another teacher."""
     for run in begun.runs:
         if not run.recipe_path.is_file():
             continue  # not yet created
-        found = identify_checkpoint(load_checkpoint(run.init)) if run.init.is_file() else None
-        if found != wanted:
+        if not _holds(run.init, init):
             raise ToolkitError(f"the run {run.path} starts from other weights: use the same --init, or another --name")
+        if not _holds(run.teacher, teacher):
+            raise ToolkitError(f"the run {run.path} has another teacher: use the same --teacher, or another --name")
+
+
+def _holds(path: Path, checkpoint: Checkpoint | None) -> bool:
+    """Whether the file holds this checkpoint, or is missing as it is."""
+    found = identify_checkpoint(load_checkpoint(path)) if path.is_file() else None
+    return found == (identify_checkpoint(checkpoint) if checkpoint else None)
 
 
 def _require_same_data(begun: SeedRuns, source: DataSource) -> None:

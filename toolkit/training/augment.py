@@ -3,6 +3,8 @@
 Randomness comes from torch's default generator of that device, which the loop seeds at each epoch's start.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,32 +16,74 @@ def pad(images: Tensor, padding: int) -> Tensor:
     return F.pad(images, (padding,) * 4).permute(0, 2, 3, 1).contiguous()
 
 
-def crop_and_flip(images: Tensor, indices: Tensor, *, size: int, random_crop: bool, horizontal_flip: bool) -> Tensor:
-    """Cut a batch out of padded images: a random window of each, mirrored with probability one half.
+@dataclass(frozen=True)
+class Windows:
+    """Windows in padded images, one for each of B images.
+
+    Attributes:
+        top, left: offsets of the upper left corner, int64 (B, 1), pixels.
+        mirror: whether the window is mirrored, bool (B, 1).
+    """
+
+    top: Tensor
+    left: Tensor
+    mirror: Tensor
+
+    def to(self, device: torch.device) -> "Windows":
+        return Windows(self.top.to(device), self.left.to(device), self.mirror.to(device))
+
+    def select(self, indices: Tensor) -> "Windows":
+        """The windows at `indices`, int64 (B,)."""
+        return Windows(self.top[indices], self.left[indices], self.mirror[indices])
+
+
+def draw_windows(
+    count: int,
+    *,
+    room: int,
+    random_crop: bool,
+    horizontal_flip: bool,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+) -> Windows:
+    """Draw a window for each of `count` images.
+
+    Args:
+        count: number of images.
+        room: side of the padded images less that of the window, pixels.
+        random_crop: draw each offset uniformly; else the window lies in the middle.
+        horizontal_flip: mirror each window with probability one half.
+        device: of the tensors.
+        generator: on that device; None for torch's default one.
+    """
+    if random_crop:
+        top, left = torch.randint(0, room + 1, (2, count, 1), device=device, generator=generator)
+    else:
+        top = left = torch.full((count, 1), room // 2, device=device)
+    if horizontal_flip:
+        mirror = torch.rand(count, 1, device=device, generator=generator) < 0.5
+    else:
+        mirror = torch.zeros(count, 1, dtype=torch.bool, device=device)
+    return Windows(top, left, mirror)
+
+
+def cut_windows(images: Tensor, indices: Tensor, windows: Windows, *, size: int) -> Tensor:
+    """Cut a batch out of padded images.
 
     Args:
         images: from `pad`: uint8 (N, S, S, 3).
         indices: the images of the batch, int64 (B,), on the same device.
-        size: side of the window, pixels.
-        random_crop: draw each offset uniformly; else the window lies in the middle.
-        horizontal_flip: whether images are mirrored.
+        windows: of these images.
+        size: side of the windows, pixels.
 
     Returns:
         uint8 (B, 3, size, size), in channels_last layout.
     """
-    batch, room = len(indices), images.shape[1] - size
-    device = images.device
-    if random_crop:
-        top, left = torch.randint(0, room + 1, (2, batch, 1), device=device)  # (B, 1) each
-    else:
-        top = left = torch.full((batch, 1), room // 2, device=device)
-    steps = torch.arange(size, device=device)
-    rows, columns = top + steps, left + steps  # (B, size) each
-    if horizontal_flip:
-        mirror = torch.rand(batch, 1, device=device) < 0.5
-        columns = torch.where(mirror, columns.flip(1), columns)
-    windows = images[indices[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, size, size, 3)
-    return windows.permute(0, 3, 1, 2)
+    steps = torch.arange(size, device=images.device)
+    rows, columns = windows.top + steps, windows.left + steps  # (B, size) each
+    columns = torch.where(windows.mirror, columns.flip(1), columns)
+    batch = images[indices[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, size, size, 3)
+    return batch.permute(0, 3, 1, 2)
 
 
 def mixup(images: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:

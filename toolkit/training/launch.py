@@ -18,6 +18,7 @@ from toolkit.runs.folder import (
     RUNS,
     RunFolder,
     create_run,
+    find_checkpoint,
     find_unfinished_run,
     open_run,
     require_name,
@@ -30,6 +31,7 @@ from toolkit.training.tensorboard import require_tensorboard, tensorboard_log
 from toolkit.training.trainer import EpochRecord, train
 
 GPU_SHARE = 0.25  # several of these small trainings fit one GPU
+DISTILLATION_WEIGHT = 0.9  # with a teacher, unless the recipe has one; as in the trials in results/README.md
 PICTURES_VAL_SIZE = 0.1  # of a preset on the user's own pictures: the presets' own numbers are meant for CIFAR-10
 
 
@@ -43,6 +45,7 @@ class LaunchOptions:
         data: as `find_data` takes it.
         skip_damaged: continue without pictures that cannot be read.
         init: a run, a checkpoint or "shipped" to start from; None for random weights.
+        teacher: a run or a checkpoint to distill from; None for no distillation.
         name: of the run's folder, or of the folder of seeds; None for one made from recipe, model and seed.
         runs: the folder of runs.
         resume: a run to resume, by name or path.
@@ -58,6 +61,7 @@ class LaunchOptions:
     data: str | None = None
     skip_damaged: bool = False
     init: str | None = None
+    teacher: str | None = None
     name: str | None = None
     runs: Path = RUNS
     resume: str | None = None
@@ -165,10 +169,10 @@ class _Launcher:
         options = self.options
         if options.seeds is not None:
             raise UsageError("--resume resumes one run: leave out --seeds, which resumes its own runs by itself")
-        if options.changes or options.name or options.recipe or options.init:
+        if options.changes or options.name or options.recipe or options.init or options.teacher:
             raise UsageError(
-                "--resume uses the run's own recipe and initial weights: leave out --recipe, --name, --init and the "
-                "flags of the recipe"
+                "--resume uses the run's own recipe, initial weights and teacher: leave out --recipe, --name, --init, "
+                "--teacher and the flags of the recipe"
             )
         run = open_run(name, root=options.runs)
         if run.is_finished:
@@ -176,7 +180,7 @@ class _Launcher:
         return self._train(run, source=self._find_training_data(run.last), resume=True)
 
     def train_new_run(self) -> LaunchResult:
-        init = self._init()
+        init, teacher = self._init(), self._teacher()
         recipe = self._recipe(init)
         source = self._find_data()
         self._suggest_init(source)
@@ -187,13 +191,14 @@ class _Launcher:
                 f"{unfinished.path} is unfinished; this starts a new run. To resume that one instead: "
                 f"{self.options.resume_command('--resume', str(unfinished.path))}"
             )
-        run = create_run(recipe, stem=stem, name=self.options.name, root=self.options.runs, init=init)
+        name, root = self.options.name, self.options.runs
+        run = create_run(recipe, stem=stem, name=name, root=root, init=init, teacher=teacher)
         with _remove_if_not_begun(run):
             self._record_location(run, source)
             return self._train(run, source=source)
 
     def train_seeds(self, seeds: int) -> LaunchResult:
-        init = self._init()
+        init, teacher = self._init(), self._teacher()
         recipe = self._recipe(init)
         if "seed" in self.options.changes.get("run", {}):
             raise UsageError("--seeds N trains the seeds 0 to N - 1: leave out --seed")
@@ -203,7 +208,7 @@ class _Launcher:
         self._suggest_init(source)
         recipe = self._fit_to_data(recipe, source)
         existing = [run.path for run in begun.runs if run.path.exists()] if (begun := open_seeds(root / name)) else []
-        seed_runs = begin_seeds(recipe, seeds=seeds, source=source, name=name, root=root, init=init)
+        seed_runs = begin_seeds(recipe, seeds=seeds, source=source, name=name, root=root, init=init, teacher=teacher)
         with _remove_if_not_begun(*seed_runs.runs, keep=existing):
             unfinished = seed_runs.find_unfinished()
             for run in unfinished:
@@ -246,7 +251,10 @@ class _Launcher:
         changes = scale_warmup(recipe, self.options.changes)
         if "warmup_epochs" in changes and "warmup_epochs" not in self.options.changes:
             self.note(f"Warm-up scaled with the epochs, to {changes['warmup_epochs']:g} epochs")
-        return recipe.replace(changes)
+        recipe = recipe.replace(changes)
+        if self.options.teacher is not None and recipe.distillation_weight == 0:
+            recipe = recipe.replace({"distillation_weight": DISTILLATION_WEIGHT})
+        return recipe
 
     def _fit_to_data(self, recipe: Recipe, source: DataSource) -> Recipe:
         """On the user's own pictures, replace a preset's `val_size`, which is meant for CIFAR-10."""
@@ -278,6 +286,10 @@ class _Launcher:
     def _init(self) -> Checkpoint | None:
         return None if self.options.init is None else load_initial(self.options.init, root=self.options.runs)
 
+    def _teacher(self) -> Checkpoint | None:
+        name = self.options.teacher
+        return None if name is None else load_checkpoint(find_checkpoint(name, root=self.options.runs))
+
     def _find_data(self) -> DataSource:
         options = self.options
         return find_data(options.data, skip_damaged=options.skip_damaged, note=self.note, **self.data_callbacks)
@@ -301,6 +313,7 @@ class _Launcher:
         recipe = str(seed_runs.runs[0].recipe_path)  # its own seed does not count
         arguments = ["--seeds", str(seed_runs.n), "--recipe", recipe, "--name", seed_runs.path.name]
         arguments += ["--init", options.init] if options.init else []
+        arguments += ["--teacher", options.teacher] if options.teacher else []
         arguments += ["--runs", str(options.runs)] if options.runs != RUNS else []
         return options.resume_command(*arguments)
 

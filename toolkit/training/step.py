@@ -10,8 +10,9 @@ from toolkit.data.channels import CIFAR10_STATISTICS, ChannelStatistics, normali
 from toolkit.errors import UsageError
 from toolkit.recipes.recipe import Recipe
 from toolkit.reporting import Note, ignore
-from toolkit.training.augment import crop_and_flip, mixup
+from toolkit.training.augment import Windows, cut_windows, draw_windows, mixup
 from toolkit.training.cuda_graph import CapturedStep, CudaGraphCapturer, GraphCapturer
+from toolkit.training.distillation import View, distillation_loss
 from toolkit.training.replay_check import ReplayCheck
 
 StepMode = Literal["auto", "eager", "graph"]
@@ -34,7 +35,7 @@ class TrainingStep:
     Args:
         network: in channels_last layout, on the device.
         optimizer: from `make_optimizer`, over the network's parameters.
-        recipe: augmentation, label smoothing, batch size and highest learning rate.
+        recipe: augmentation, label smoothing, distillation, batch size and highest learning rate.
         images: the padded training images (`augment.pad`), uint8 (N, S, S, 3), on the device.
         labels: int64 (N,), on the device.
         statistics: channel means and standard deviations that normalize the images.
@@ -64,6 +65,7 @@ class TrainingStep:
         self.labels = labels
         self.statistics = statistics
         self.dtype = dtype
+        self._view: View | None = None
         self._sums = torch.zeros(2, device=labels.device)  # loss times images, and correct predictions
         self._rates = [torch.zeros((), device=labels.device) for _ in optimizer.param_groups]
         self._captured = self._make_captured_step(CudaGraphCapturer(labels.device), note) if mode == "graph" else None
@@ -81,6 +83,13 @@ class TrainingStep:
         else:
             self._update(indices, crop_size)
 
+    def set_view(self, view: View) -> None:
+        """Train on this view of the images from now on, and learn its logits by the recipe's distillation weight."""
+        if self._view is None:
+            self._view = view.clone()
+        else:
+            self._view.copy_from(view)  # in place: captured steps read these tensors
+
     def _set_learning_rate(self, learning_rate: float) -> None:
         """Write the rate into the tensors that eager and captured steps read."""
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
@@ -89,23 +98,42 @@ class TrainingStep:
 
     def _update(self, indices: Tensor, crop_size: int) -> None:
         """Run one step on a batch, without synchronization with the device, so that it can be captured."""
-        windows = crop_and_flip(
-            self.images,
-            indices,
-            size=crop_size,
-            random_crop=self.augmentation.random_crop,
-            horizontal_flip=self.augmentation.horizontal_flip,
-        )
-        images, labels = normalize(windows, statistics=self.statistics), self.labels[indices]
+        windows = self._windows(indices, crop_size)
+        batch = cut_windows(self.images, indices, windows, size=crop_size)
+        images, labels = normalize(batch, statistics=self.statistics), self.labels[indices]
         mixed_labels, label_weight = labels, torch.ones((), device=labels.device)
         if self.augmentation.mixup_alpha > 0:
             images, mixed_labels, label_weight = mixup(images, labels, self.augmentation.mixup_alpha)
         logits = self._logits(images)
         loss = self._loss(logits, labels, mixed_labels, label_weight)
+        if self._view is not None:
+            weight, teacher_logits = self.recipe.distillation_weight, self._view.logits[indices].float()
+            loss = (1 - weight) * loss + weight * self._distillation_loss(logits, teacher_logits, label_weight)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         self._count(loss.detach(), logits.detach(), labels, mixed_labels, label_weight)
+
+    def _windows(self, indices: Tensor, crop_size: int) -> Windows:
+        """Those of the view, or new ones."""
+        if self._view is not None:
+            return self._view.windows.select(indices)
+        return draw_windows(
+            len(indices),
+            room=self.images.shape[1] - crop_size,
+            random_crop=self.augmentation.random_crop,
+            horizontal_flip=self.augmentation.horizontal_flip,
+            device=self.images.device,
+        )
+
+    def _distillation_loss(self, logits: Tensor, teacher_logits: Tensor, label_weight: Tensor) -> Tensor:
+        """Compute the loss with the teacher's logits of both images of mixup, weighted as their labels. Float32 ()."""
+        temperature = self.recipe.distillation_temperature
+        loss = distillation_loss(logits, teacher_logits, temperature)
+        if self.augmentation.mixup_alpha > 0:
+            mixed_loss = distillation_loss(logits, teacher_logits.flip(0), temperature)
+            loss = torch.lerp(mixed_loss, loss, label_weight)
+        return loss
 
     def _loss(self, logits: Tensor, labels: Tensor, mixed_labels: Tensor, label_weight: Tensor) -> Tensor:
         """Compute the cross entropy with both labels of each image, weighted by mixup's weight. Float32 ()."""

@@ -44,6 +44,7 @@ from toolkit.reporting import Note, Progress, ignore
 from toolkit.runs.checkpoint import Checkpoint, identify_checkpoint, load_checkpoint, save_checkpoint
 from toolkit.runs.folder import RunFolder
 from toolkit.training.augment import pad
+from toolkit.training.distillation import Teacher, require_fitting_teacher
 from toolkit.training.initialize import load_fitting_layers, require_unseen_validation
 from toolkit.training.optimizers import make_optimizer
 from toolkit.training.step import StepMode, TrainingStep, choose_mode
@@ -90,8 +91,9 @@ def train(
 ) -> dict[str, Any]:
     """Train by `recipe` to the end, write the files of the run folder, and return the summary.
 
-    The run starts from the weights in the folder's `init.pt` where there is one (`create_run` writes it). Validation
-    images are the data set's own, or held out of its training images by the recipe's `val_size`.
+    The run starts from the weights in the folder's `init.pt` where there is one, and distills from the network in its
+    `teacher.pt` if the recipe has a `distillation_weight` (`create_run` writes both). Validation images are the data
+    set's own, or held out of its training images by the recipe's `val_size`.
 
     `last.pt` exists before the first step and is replaced after each epoch. `best.pt` holds the epoch with the highest
     validation accuracy, or the last epoch without validation images.
@@ -115,8 +117,9 @@ def train(
         The contents of `summary.json`.
 
     Raises:
-        ToolkitError: the loss is not finite; data, recipe or initial weights are not those of the resumed run; the
-            initial weights do not fit; another process trains in this folder; a file cannot be read or written.
+        ToolkitError: the loss is not finite; data, recipe, initial weights or teacher are not those of the resumed run;
+            initial weights or teacher do not fit; another process trains in this folder; a file cannot be read or
+            written.
         UsageError: the device or the mode cannot be used; the data cannot be split.
     """
     keep_freed_memory()
@@ -128,6 +131,7 @@ def train(
             run=run,
             device=choose_device(device),
             init=load_checkpoint(run.init) if os.path.lexists(run.init) else None,
+            teacher=load_checkpoint(run.teacher) if os.path.lexists(run.teacher) else None,
             mode=mode,
             note=note,
         )
@@ -163,6 +167,7 @@ class _Trainer:
         run: RunFolder,
         device: torch.device,
         init: Checkpoint | None,
+        teacher: Checkpoint | None,
         mode: StepMode,
         note: Note,
     ) -> None:
@@ -172,6 +177,7 @@ class _Trainer:
         images = source.train()
         self.identity = identify_data(source.name, images)
         self.init_identity = identify_checkpoint(init) if init else None
+        self.teacher_identity = identify_checkpoint(teacher) if teacher else None
         self.class_names, self.findings = source.class_names, source.findings()
         own_val = source.val()
         if own_val is not None:
@@ -191,11 +197,14 @@ class _Trainer:
             self.init_note = load_fitting_layers(self.network, init, self.class_names).describe(init)
         self.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.network, recipe)
+        padded = pad(self.train_images.images, recipe.data_augmentation.crop_padding).to(device)
+        require_fitting_teacher(teacher, recipe, self.class_names, self.identity, own_val=own_val is not None)
+        self.teacher = Teacher(teacher, recipe=recipe, images=padded, dtype=self.dtype) if teacher else None
         self.step = TrainingStep(
             self.network,
             self.optimizer,
             recipe=recipe,
-            images=pad(self.train_images.images, recipe.data_augmentation.crop_padding).to(device),
+            images=padded,
             labels=self.train_images.labels.to(device),
             statistics=self.statistics,
             dtype=self.dtype,
@@ -210,6 +219,9 @@ class _Trainer:
         """Write the initial network to disk, so that a run can be resumed before its first epoch is complete."""
         if self.init_note:
             self.note(self.init_note)
+        if self.teacher_identity:
+            model = self.teacher_identity["model"]
+            self.note(f"Distillation from {model}: an epoch that first uses a view takes longer, to compute its logits")
         if self.recipe.batch_size > len(self.train_images):
             self.note(
                 f"batch_size {self.recipe.batch_size} exceeds the {len(self.train_images):,} training images: "
@@ -230,6 +242,11 @@ class _Trainer:
             raise ToolkitError(
                 f"{self.run.init} does not hold the weights that the run began with: restore that file, or start a new "
                 "run"
+            )
+        if last.teacher != self.teacher_identity:
+            raise ToolkitError(
+                f"{self.run.teacher} does not hold the teacher that the run began with: restore that file, or start a "
+                "new run"
             )
         if last.training is None:
             raise ToolkitError(f"{self.run.last} holds no optimizer state, so the run cannot be resumed from it")
@@ -280,10 +297,13 @@ class _Trainer:
     def train_epoch(self, epoch: int, on_progress: Progress) -> EpochRecord:
         """Train and validate one epoch, and write metrics and checkpoints."""
         start, waiting_start = time.perf_counter(), waiting_seconds()
+        if self.teacher is not None:
+            self.step.set_view(self.teacher.view(epoch, choose_crop_size(self.recipe, epoch)))
+        step_start = time.perf_counter()
         self._seed_epoch(epoch)
         rate = self._run_steps(epoch, on_progress)
         loss, correct = self.step.take_sums()
-        step_seconds = time.perf_counter() - start
+        step_seconds = time.perf_counter() - step_start
         self._note_busy_cores(step_seconds, waiting_seconds() - waiting_start)
         if not math.isfinite(loss):
             raise ToolkitError(
@@ -358,6 +378,7 @@ class _Trainer:
             weights=_plain_weights(self.network),
             training=training,
             init=self.init_identity,
+            teacher=self.teacher_identity,
             statistics=self.statistics,
         )
 
@@ -423,6 +444,7 @@ class _Trainer:
             "findings": self.findings.as_dict(),
             "channels": dataclasses.asdict(self.statistics),
             "init": self.init_identity,
+            "teacher": self.teacher_identity,
             "libraries": library_versions(),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
