@@ -139,7 +139,7 @@ def test_resume_and_seeds_name_their_data_and_weights(scene, cifar, tmp_path, mo
     assert options.resume_command("--resume", "x") == "cifar train --resume x --data pets --skip-damaged"
     done = cifar("train", "--resume", "finetune-resnet20-seed0", "--init", "shipped", cwd=folder)
     assert done.returncode == 2
-    assert "initial weights: leave out" in done.stderr
+    assert "initial weights and teacher: leave out" in done.stderr
 
 
 def test_own_validation_pictures_are_used(tmp_path, cifar):
