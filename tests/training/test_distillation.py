@@ -230,7 +230,10 @@ def test_a_teacher_is_rejected_that_was_trained_on_validation_images(
     if fits:
         require(candidate, recipe, own_val=own_val)
         return
-    message = f"trained with a val_size of {teachers}, and this run holds out {students}.*Use --val-size {teachers}"
+    message = (
+        f"the teacher's weights were trained on these data with a val_size of {teachers}, and this run holds out "
+        f"{students}.*Use --val-size {teachers}"
+    )
     with pytest.raises(ToolkitError, match=message):
         require(candidate, recipe, own_val=own_val)
 

@@ -18,6 +18,7 @@ from toolkit.files import escape
 from toolkit.recipes.recipe import Recipe
 from toolkit.runs.checkpoint import Checkpoint
 from toolkit.training.augment import Windows, cut_windows, draw_windows
+from toolkit.training.initialize import require_unseen_validation
 
 _CHUNK = 5000  # images of a view that are cut out at once: 15 MB
 
@@ -98,9 +99,6 @@ def require_fitting_teacher(
 ) -> None:
     """Check that a run's teacher and recipe fit each other.
 
-    The held-out images depend only on the training images and `val_size`: a teacher with another `val_size` may have
-    been trained on the run's validation images.
-
     Args:
         teacher: None in a run without one.
         recipe: of the run.
@@ -127,13 +125,8 @@ def require_fitting_teacher(
             f"{', '.join(map(escape, class_names))}: use a teacher that was trained on these data"
         )
     require_same_data(teacher.data, identity, what="the teacher")
-    held_out = recipe.run.val_size
-    before = Recipe.from_dict(teacher.recipe, where="the teacher's recipe").run.val_size
-    if not own_val and held_out not in (0, before):
-        raise ToolkitError(
-            f"the teacher was trained with a val_size of {before:g}, and this run holds out {held_out:g}: it may have "
-            f"seen this run's validation images. Use --val-size {before:g}"
-        )
+    if not own_val:
+        require_unseen_validation(teacher, recipe, identity, what="the teacher's weights")
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

@@ -28,26 +28,29 @@ def load_initial(name: str, *, root: Path = RUNS) -> Checkpoint:
     return load_checkpoint(SHIPPED_CHECKPOINT if name == SHIPPED else find_checkpoint(name, root=root))
 
 
-def require_unseen_validation(init: Checkpoint, recipe: Recipe, identity: dict[str, str]) -> None:
-    """Check that the initial weights were not trained on images that the run validates on.
+def require_unseen_validation(
+    checkpoint: Checkpoint, recipe: Recipe, identity: dict[str, str], *, what: str = "the initial weights"
+) -> None:
+    """Check that weights that a run uses were not trained on images that it validates on.
 
     The split depends only on the training images and `val_size`: two runs with equal values hold out the same images.
 
     Args:
-        init: the checkpoint that the run starts from.
+        checkpoint: holds the weights.
         recipe: of the run, which holds validation images out of its training images.
         identity: of the training images.
+        what: the weights, for the message.
 
     Raises:
         ToolkitError: the same data with another `val_size`.
     """
     held_out = recipe.run.val_size
-    if held_out == 0 or init.data != identity:
+    if held_out == 0 or checkpoint.data != identity:
         return
-    before = Recipe.from_dict(init.recipe, where="the recipe of the initial weights").run.val_size
+    before = Recipe.from_dict(checkpoint.recipe, where=f"the recipe of {what}").run.val_size
     if before != held_out:
         raise ToolkitError(
-            f"the initial weights were trained on these data with a val_size of {before:g}, and this run holds out "
+            f"{what} were trained on these data with a val_size of {before:g}, and this run holds out "
             f"{held_out:g}: they may have seen its validation images. Use --val-size {before:g}"
         )
 

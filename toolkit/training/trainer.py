@@ -59,7 +59,7 @@ class EpochRecord:
     Attributes:
         epoch: counted from 1.
         learning_rate: of the last step of the epoch.
-        train_loss: mean over the augmented images, each with the weights at its step; nats.
+        train_loss: mean over the augmented images, each with the weights at its step, distillation included; nats.
         train_accuracy: as `train_loss`, in [0, 1]; under mixup a prediction counts by the weight of its label.
         val_loss: after the epoch, without augmentation; None without validation images.
         val_accuracy: as `val_loss`, in [0, 1].
@@ -120,7 +120,8 @@ def train(
         ToolkitError: the loss is not finite; data, recipe, initial weights or teacher are not those of the resumed run;
             initial weights or teacher do not fit; another process trains in this folder; a file cannot be read or
             written.
-        UsageError: the device or the mode cannot be used; the data cannot be split.
+        UsageError: the device or the mode cannot be used; the data cannot be split; a distillation weight without a
+            teacher, or the reverse.
     """
     keep_freed_memory()
     limit_threads()
@@ -296,10 +297,10 @@ class _Trainer:
 
     def train_epoch(self, epoch: int, on_progress: Progress) -> EpochRecord:
         """Train and validate one epoch, and write metrics and checkpoints."""
-        start, waiting_start = time.perf_counter(), waiting_seconds()
+        start = time.perf_counter()
         if self.teacher is not None:
             self.step.set_view(self.teacher.view(epoch, choose_crop_size(self.recipe, epoch)))
-        step_start = time.perf_counter()
+        step_start, waiting_start = time.perf_counter(), waiting_seconds()
         self._seed_epoch(epoch)
         rate = self._run_steps(epoch, on_progress)
         loss, correct = self.step.take_sums()
