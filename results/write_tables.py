@@ -849,7 +849,8 @@ Keys without a table stand at the top of the file.
 
 ## Presets
 
-Keys in which the presets differ. `reference` has all defaults; `demo` is for the synthetic pictures of `cifar demo`.
+Keys in which the presets differ. `reference` has all defaults; `demo` is for the synthetic pictures of `cifar demo`;
+`teacher` is the network that a recipe with distillation trains first, if `--teacher` names none.
 
 {table(["key", *(f"`{name}`" for name in presets)], differences)}
 """

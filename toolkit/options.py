@@ -52,7 +52,9 @@ Init = Annotated[
 ]
 Teacher = Annotated[
     str | None,
-    typer.Option("--teacher", help="Run or checkpoint of a trained network to distill from."),
+    typer.Option(
+        "--teacher", help="Run or checkpoint to distill from. [default: trained first, if the recipe distills]"
+    ),
 ]
 Seeds = Annotated[
     int | None, typer.Option("--seeds", help="Train seeds 0 to N-1; repeat the command to resume.", min=1, metavar="N")

@@ -101,10 +101,15 @@ class RunFolder:
 
     def write_inputs(self, recipe: Recipe, init: Checkpoint | None, teacher: Checkpoint | None = None) -> None:
         """Write `init.pt` and `teacher.pt` if there are any, then `recipe.toml`, which marks the folder as a run."""
-        for checkpoint, path in ((init, self.init), (teacher, self.teacher)):
-            if checkpoint is not None:
-                save_checkpoint(dataclasses.replace(checkpoint, training=None), path)
+        if init is not None:
+            save_checkpoint(dataclasses.replace(init, training=None), self.init)
+        if teacher is not None:
+            self.write_teacher(teacher)
         self.write_recipe(recipe)
+
+    def write_teacher(self, teacher: Checkpoint) -> None:
+        """Write `teacher.pt`. Raises `ToolkitError` if it cannot be written."""
+        save_checkpoint(dataclasses.replace(teacher, training=None), self.teacher)
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one epoch's line to `metrics.jsonl`."""
@@ -275,6 +280,19 @@ def find_unfinished_run(stem: str, *, root: Path = RUNS) -> RunFolder | None:
     checkpoints = [path for path in root.glob("*/last.pt") if names.fullmatch(path.parent.name)]
     found = [path for path in checkpoints if path.is_file() and not RunFolder(path.parent).is_finished]
     return RunFolder(max(found, key=_read_mtime).parent) if found else None
+
+
+def find_runs_of(recipe: Recipe, *, root: Path = RUNS) -> list[RunFolder]:
+    """The runs of exactly this recipe, from random weights and without a teacher, that have a checkpoint."""
+    runs = [RunFolder(path.parent) for path in sorted(_find_in_runs(root, "last.pt"))]
+    return [run for run in runs if not run.init.exists() and not run.teacher.exists() and _has_recipe(run, recipe)]
+
+
+def _has_recipe(run: RunFolder, recipe: Recipe) -> bool:
+    try:
+        return run.read_recipe() == recipe
+    except ToolkitError:
+        return False
 
 
 def open_run(name_or_path: str, *, root: Path = RUNS) -> RunFolder:

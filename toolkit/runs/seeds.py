@@ -258,13 +258,16 @@ def _describe_differences(before: Recipe, now: Recipe) -> str:
 
 
 def _require_same_inputs(begun: SeedRuns, init: Checkpoint | None, teacher: Checkpoint | None) -> None:
-    """Raise `ToolkitError` if existing runs start from other weights, or distill from another teacher."""
+    """Raise `ToolkitError` if existing runs start from other weights, or distill from another teacher.
+
+    A run that has not begun may still lack its teacher.
+    """
     for run in begun.runs:
         if not run.recipe_path.is_file():
             continue  # not yet created
         if not _holds(run.init, init):
             raise ToolkitError(f"the run {run.path} starts from other weights: use the same --init, or another --name")
-        if not _holds(run.teacher, teacher):
+        if (run.teacher.is_file() or run.last.is_file()) and not _holds(run.teacher, teacher):
             raise ToolkitError(f"the run {run.path} has another teacher: use the same --teacher, or another --name")
 
 

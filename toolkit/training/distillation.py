@@ -15,10 +15,12 @@ from toolkit.data.dataset import require_same_data
 from toolkit.errors import ToolkitError, UsageError
 from toolkit.evaluation.metrics import compute_logits
 from toolkit.files import escape
-from toolkit.recipes.recipe import Recipe
+from toolkit.recipes.recipe import Recipe, load_recipe
 from toolkit.runs.checkpoint import Checkpoint
 from toolkit.training.augment import Windows, cut_windows, draw_windows
 from toolkit.training.initialize import require_unseen_validation
+
+TEACHER_RECIPE = "teacher"  # preset of the teacher that a recipe with distillation trains, if none is named
 
 _CHUNK = 5000  # images of a view that are cut out at once: 15 MB
 
@@ -92,6 +94,12 @@ class Teacher:
             for indices in torch.arange(len(self.images), device=device).split(_CHUNK)
         ]
         return View(windows, torch.cat(logits).to(device, torch.float16))
+
+
+def make_teacher_recipe(student: Recipe) -> Recipe:
+    """The recipe of the teacher that is trained for a student: the preset `teacher`, with the same images held out."""
+    run = {"val_size": student.run.val_size, "precision": student.run.precision}
+    return load_recipe(TEACHER_RECIPE).replace({"run": run})
 
 
 def require_fitting_teacher(

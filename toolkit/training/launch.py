@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from toolkit.data.dataset import PICTURES, DataSource, PictureSource, find_data
+from toolkit.data.dataset import PICTURES, DataSource, PictureSource, find_data, identify_data
 from toolkit.device import choose_device
 from toolkit.errors import UsageError
 from toolkit.interrupt import describe_interrupt
@@ -19,12 +19,14 @@ from toolkit.runs.folder import (
     RunFolder,
     create_run,
     find_checkpoint,
+    find_runs_of,
     find_unfinished_run,
     open_run,
     require_name,
 )
 from toolkit.runs.location import DataLocation, find_training_data
 from toolkit.runs.seeds import SeedRuns, begin_seeds, open_seeds, require_one_data_set
+from toolkit.training.distillation import make_teacher_recipe
 from toolkit.training.initialize import load_initial
 from toolkit.training.step import StepMode, choose_mode
 from toolkit.training.tensorboard import require_tensorboard, tensorboard_log
@@ -45,7 +47,8 @@ class LaunchOptions:
         data: as `find_data` takes it.
         skip_damaged: continue without pictures that cannot be read.
         init: a run, a checkpoint or "shipped" to start from; None for random weights.
-        teacher: a run or a checkpoint to distill from; None for no distillation.
+        teacher: a run or a checkpoint to distill from; if None, a recipe with distillation trains one first, by the
+            preset `teacher`, or takes it from the folder of runs.
         name: of the run's folder, or of the folder of seeds; None for one made from recipe, model and seed.
         runs: the folder of runs.
         resume: a run to resume, by name or path.
@@ -177,7 +180,9 @@ class _Launcher:
         run = open_run(name, root=options.runs)
         if run.is_finished:
             raise UsageError(f"the run {run.path} is finished: there is nothing to resume")
-        return self._train(run, source=self._find_training_data(run.last), resume=True)
+        source = self._find_training_data(run.last)
+        self._provide_teacher([run], source)
+        return self._train(run, source=source, resume=True)
 
     def train_new_run(self) -> LaunchResult:
         init, teacher = self._init(), self._teacher()
@@ -195,6 +200,7 @@ class _Launcher:
         run = create_run(recipe, stem=stem, name=name, root=root, init=init, teacher=teacher)
         with _remove_if_not_begun(run):
             self._record_location(run, source)
+            self._provide_teacher([run], source)
             return self._train(run, source=source)
 
     def train_seeds(self, seeds: int) -> LaunchResult:
@@ -207,12 +213,16 @@ class _Launcher:
         source = self._find_training_data(root / name / "seed0" / "last.pt")
         self._suggest_init(source)
         recipe = self._fit_to_data(recipe, source)
-        existing = [run.path for run in begun.runs if run.path.exists()] if (begun := open_seeds(root / name)) else []
+        begun = open_seeds(root / name)
+        existing = [run.path for run in begun.runs if run.path.exists()] if begun else []
+        if teacher is None and begun is not None and begun.runs[0].teacher.is_file():
+            teacher = load_checkpoint(begun.runs[0].teacher)
         seed_runs = begin_seeds(recipe, seeds=seeds, source=source, name=name, root=root, init=init, teacher=teacher)
         with _remove_if_not_begun(*seed_runs.runs, keep=existing):
             unfinished = seed_runs.find_unfinished()
             for run in unfinished:
                 self._record_location(run, source)
+            self._provide_teacher(unfinished, source)
             for run in seed_runs.runs:
                 if run not in unfinished:
                     self.note(f"Finished before: {run.path}")
@@ -239,6 +249,42 @@ class _Launcher:
         with describe_interrupt(describe):
             train_on_engine(self.options, unfinished, source)
         require_one_data_set(seed_runs.runs)
+
+    def _provide_teacher(self, runs: Sequence[RunFolder], source: DataSource) -> None:
+        """Give new runs of a recipe with distillation the teacher that they lack.
+
+        It is a run of the preset `teacher` on the same data in the folder of runs. If there is none, it is trained
+        here; if it is unfinished, it is resumed.
+        """
+        lacking = [run for run in runs if not (run.teacher.is_file() or run.last.is_file())]
+        if not lacking or (student := lacking[0].read_recipe()).distillation_weight == 0:
+            return
+        teacher = self._find_or_create_teacher(make_teacher_recipe(student), source)
+        if teacher.is_finished:
+            self.note(f"Teacher: {teacher.path}")
+        else:
+            self.note("This recipe distills from a teacher, which is trained first. --teacher names another")
+            with _remove_if_not_begun(teacher):
+                self._record_location(teacher, source)
+                self._train_teacher(teacher, source)
+        checkpoint = load_checkpoint(teacher.best)
+        for run in lacking:
+            run.write_teacher(checkpoint)
+
+    def _find_or_create_teacher(self, recipe: Recipe, source: DataSource) -> RunFolder:
+        root, identity = self.options.runs, identify_data(source.name, source.train())
+        found = [run for run in find_runs_of(recipe, root=root) if load_checkpoint(run.last).data == identity]
+        if found:
+            return max(found, key=lambda run: run.is_finished)
+        return create_run(recipe, stem=f"teacher-{recipe.run.model}-seed{recipe.run.seed}", root=root)
+
+    def _train_teacher(self, teacher: RunFolder, source: DataSource) -> None:
+        how_to_resume = "Repeat the command to resume this training of the teacher"
+        if self.train_on_engine is None:
+            self._train(teacher, source=source, resume=teacher.last.is_file(), how_to_resume=how_to_resume)
+            return
+        with describe_interrupt(lambda: _describe_progress(teacher, how_to_resume)):
+            self.train_on_engine(self.options, [teacher], source)
 
     @property
     def _recipe_name(self) -> str:
@@ -324,8 +370,12 @@ class _Launcher:
         source: DataSource,
         resume: bool = False,
         seed_runs: SeedRuns | None = None,
+        how_to_resume: str | None = None,
     ) -> LaunchResult:
-        """Train one run, alone or as one of `seed_runs`, and show its progress."""
+        """Train one run, alone or as one of `seed_runs`, and show its progress.
+
+        `how_to_resume` ends the message of an interrupted run; by default, it names the command that resumes it.
+        """
         recipe, options = run.read_recipe(), self.options
         if source.name == PICTURES:
             source.train()  # decodes the pictures before the display of the run is shown
@@ -335,13 +385,10 @@ class _Launcher:
         log_to_tensorboard = tensorboard_log(run.path) if options.tensorboard else contextlib.nullcontext(ignore)
 
         def describe() -> str:
-            if not _have_begun(*(seed_runs.runs if seed_runs else [run])):
-                return _NOTHING_KEPT
-            epochs = len(run.read_metrics())
-            state = f"{epochs} of {recipe.epochs} epochs are kept in" if epochs else "no epoch was completed in"
             resume_one = options.resume_command("--resume", str(run.path))
             command = self._make_seeds_command(seed_runs) if seed_runs else resume_one
-            return f"interrupted; {state} {run.path}. Resume with: {command}"
+            how = how_to_resume or f"Resume with: {command}"
+            return _describe_progress(run, how, group=seed_runs.runs if seed_runs else ())
 
         with describe_interrupt(describe), shown, log_to_tensorboard as log:
 
@@ -364,6 +411,15 @@ class _Launcher:
 
 
 _NOTHING_KEPT = "interrupted before the first checkpoint; nothing was kept"
+
+
+def _describe_progress(run: RunFolder, how_to_resume: str, *, group: Sequence[RunFolder] = ()) -> str:
+    """Describe an interrupted run; if it is one of a group, the others' checkpoints count as progress too."""
+    if not _have_begun(run, *group):
+        return _NOTHING_KEPT
+    epochs = len(run.read_metrics())
+    state = f"{epochs} of {run.read_recipe().epochs} epochs are kept in" if epochs else "no epoch was completed in"
+    return f"interrupted; {state} {run.path}. {how_to_resume}"
 
 
 def _have_begun(*runs: RunFolder) -> bool:
