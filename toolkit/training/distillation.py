@@ -121,8 +121,8 @@ def require_fitting_teacher(
     if teacher is None:
         if recipe.distillation_weight > 0:
             raise UsageError(
-                f"distillation_weight is {recipe.distillation_weight:g}, but there is no teacher: name a run or a "
-                "checkpoint with --teacher, or set --distillation-weight 0"
+                f"distillation_weight is {recipe.distillation_weight:g}, but there is no teacher.pt: `cifar train` "
+                "writes it for a new run; in a program, give `create_run` a `teacher`, or set distillation_weight to 0"
             )
         return
     if recipe.distillation_weight == 0:
