@@ -511,15 +511,18 @@ def precisions_section() -> str:
         "int8, for GPUs": "export-int8-gpu.json",
     }
     headings = ["precision", "test accuracy", "points lost", "largest logit difference", "labels that differ", "file"]
-    rows = [[name, *precision_cells(read(RESULTS / file)["figures"])] for name, file in files.items()]
+    reports = {name: read(RESULTS / file) for name, file in files.items()}
+    rows = [[name, *precision_cells(report["figures"])] for name, report in reports.items()]
+    rejected = ", ".join(name for name, report in reports.items() if not report["passed"])
     lines = sources(
         command="cifar export model.onnx --checkpoint toolkit/weights/checkpoint.pt --precision PRECISION --json",
         files=list(files.values()),
         machine="processor not recorded; ONNX Runtime on the CPU",
         n="1 model, 10,000 test images",
     )
-    return f"""The shipped model; each file passed the gate. Points are percentage points of test accuracy. In int8 the whole network
-computes with integers; the scaling of the pixels and the softmax stay in float. `--target gpu` gives the last row.
+    return f"""The shipped model. Points are percentage points of test accuracy; the gate allows a loss of 0.3. Rejected by the gate, so
+not written: {rejected or "none"}. In int8 the whole network computes with integers; the scaling of the pixels and the softmax stay
+in float. `--target gpu` gives the last row.
 
 {table(headings, rows)}
 
@@ -868,6 +871,7 @@ def toml_value(value: Any) -> str:
 def model_card() -> str:
     run, evaluation = read(WEIGHTS / "summary.json"), read(WEIGHTS / "evaluation.json")
     figures = read(WEIGHTS / "export.json")["figures"]
+    teacher = read(RESULTS / "teacher-seed0" / "evaluation.json")
     preset = shipped_preset()
     rows = [[name, f"{value:.2%}"] for name, value in evaluation["per_class_accuracy"].items()]
     checkpoint = hashlib.sha256((WEIGHTS / "checkpoint.pt").read_bytes()).hexdigest()
@@ -878,12 +882,14 @@ Both were made by `{preset["command"]}` and `cifar export`.
 
 - **Architecture**: ResNet-20 with 1x1 convolutions in the shortcuts, {run["parameters"]:,} parameters.
 - **Recipe**: the preset `{preset["preset"]}`, {run["epochs"]} epochs, seed {run["seed"]}; the metadata of the ONNX file contain the complete recipe.
+- **Teacher**: distilled from a network `{run["teacher"]["model"]}` of {teacher["accuracy"]:.2%} test accuracy, trained on the same images by the preset
+  `teacher`.
 - **Data**: all {run["train_images"]:,} training images of CIFAR-10 (Krizhevsky, 2009), without a validation split; weights of the last epoch.
 - **Test accuracy**: {evaluation["accuracy"]:.2%} ({evaluation["correct"]:,} of {evaluation["images"]:,} images), in PyTorch and in ONNX Runtime.
-- **Choices**: optimizer, learning rates, label smoothing and the size of the crops were chosen on validation images, in trials
-  of 10 and 20 epochs.
+- **Choices**: optimizer, learning rates, distillation and the size of the crops were chosen on validation images, in trials
+  of 10 and 20 epochs, and 60 epochs with distillation then compared with 76 epochs without.
 - **Calibration**: expected calibration error {evaluation["calibration_error"]:.4f} (15 bins), cross-entropy {evaluation["loss"]:.4f} nats.
-  Trained with label smoothing, the model is underconfident: its probabilities are below its accuracy.
+  The model is overconfident: its mean probability on the test images is 96.3%, above its accuracy.
 - **Parity with PyTorch**: largest logit difference {format_difference(figures["max_logit_difference"])}; labels that differ: {figures["differing_labels"]}.
 - **Checksums** (SHA-256): `model.onnx` {figures["sha256"]},
   `checkpoint.pt` {checkpoint}.

@@ -85,3 +85,10 @@ def test_the_shipped_model_has_the_recipe_of_its_preset():
     shipped = load_checkpoint(WEIGHTS / "checkpoint.pt")
     assert Recipe.from_dict(shipped.recipe) == load_recipe(preset).replace({"run": {"val_size": 0}})
     assert shipped.epoch == load_recipe(preset).epochs
+
+
+def test_the_runs_of_best_have_one_teacher_by_the_recipe_of_the_preset_teacher():
+    (line,) = (line for line in read(RESULTS / "presets.json") if line["preset"] == "best")
+    teachers = [read(ROOT / run / "summary.json")["teacher"] for run in line["runs"]]
+    assert all(teacher == teachers[0] for teacher in teachers)
+    assert Recipe.from_dict(teachers[0]["recipe"]) == load_recipe("teacher").replace({"run": {"val_size": 0}})
