@@ -9,7 +9,6 @@ repeated in fresh tabs, and medians are given.
 
 import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -17,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from tests.support.browser import Tab, started_browser
+from toolkit.device import device_name
 from toolkit.inference import Classifier, read_image
 from toolkit.inference.model_file import SHIPPED_MODEL
 from toolkit.serving.page import write_page
@@ -35,7 +36,8 @@ def main(folder: str, *models: str) -> None:
         measured = [
             measure(browser, Path(model), pictures, large, Path(temporary)) for model in models or [str(SHIPPED_MODEL)]
         ]
-        about = {"browser": f"Chromium {browser.version}", "cores": os.cpu_count(), "machine": platform.machine()}
+        processor = device_name(torch.device("cpu")).rpartition(",")[0]
+        about = {"browser": f"Chromium {browser.version}", "cores": os.cpu_count(), "machine": processor}
     load = {
         "load_average": round(os.getloadavg()[0], 1)
     }  # of other programs too: on a busy machine all times are too long

@@ -326,7 +326,7 @@ def picture_graph_section() -> str:
     lines = sources(
         command="cifar export OUT.onnx --checkpoint toolkit/weights/checkpoint.pt --input picture --precision P --json",
         files=[f"export-picture-{figures['precision']}.json" for figures in found],
-        machine="AMD EPYC, 2 cores; Pillow 13.0",
+        machine="Intel(R) Xeon(R) Processor, 2 cores; Pillow 13.0",
         n="37 synthetic pictures of odd sizes, and the test images fed one by one as pictures",
     )
     return f"""The shipped checkpoint, exported with `--input picture`: the pixels that the graph computes, compared with the picture
@@ -400,7 +400,7 @@ def page_section() -> str:
     lines = sources(
         command="python -m results.measure_page FOLDER [MODEL]",
         files=["page.json", "page-own-classes.json"],
-        machine=f"AMD EPYC, {page['cores']} cores, load average {page['load_average']}",
+        machine=f"{page['machine']}, {page['cores']} cores, load average {page['load_average']}",
         n=f"{page['pictures']} pictures; medians of {page['rounds']} fresh tabs",
     )
     return f"""The page in {page["browser"]}, opened from the disk; logits compared with `Classifier` on the same pixels.
@@ -735,7 +735,7 @@ def deployment_section() -> str:
     headings = ["side", "test accuracy", "file", "start", "memory", "one image: p50 / p95 / p99"]
     headings += [f"images/s, batch {size}" for size in sizes]
     lines = sources(
-        command="cifar bench deploy fp32.onnx fp16.onnx int8.onnx --plot results/bench-deploy.png --json",
+        command="cifar bench deploy fp32.onnx fp16.onnx int8.onnx --checkpoint toolkit/weights/checkpoint.pt --plot results/bench-deploy.png --json",
         files=["bench-deploy.json"],
         machine=machine_of(found),
         n=f"{rounds_of(found)} rounds per side and batch size; percentiles over all calls; 10,000 test images",
@@ -878,7 +878,7 @@ def model_card() -> str:
     return f"""# Model card: the shipped `{run["model"]}`
 
 `model.onnx` classifies a picture as one of the ten classes of CIFAR-10. `checkpoint.pt` holds the same weights for PyTorch.
-Both were made by `{preset["command"]}` and `cifar export`.
+Commands: `{preset["command"]}` and `cifar export`.
 
 - **Architecture**: ResNet-20 with 1x1 convolutions in the shortcuts, {run["parameters"]:,} parameters.
 - **Recipe**: the preset `{preset["preset"]}`, {run["epochs"]} epochs, seed {run["seed"]}; the metadata of the ONNX file contain the complete recipe.

@@ -20,6 +20,13 @@ def test_links_lead_to_files(path):
         assert (path.parent / target).exists(), target
 
 
+@pytest.mark.parametrize(
+    "path", sorted([*RESULTS.rglob("*.json"), *WEIGHTS.glob("*.json")]), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_records_hold_no_absolute_path(path):
+    assert not re.search(r'"(/|[A-Za-z]:\\\\)', path.read_text(encoding="utf-8")), "name files relative to the project"
+
+
 def test_recipes_page_has_every_key_and_preset():
     text = pages()[RESULTS / "recipes.md"]
     assert all(f"\n| `{key.name}` | " in text for key in recipe_keys())
